@@ -1,0 +1,145 @@
+"""Architecture → `torch.nn.Module`."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nas_mnist.architecture import Architecture, Conv, MaxPool
+
+
+class Dropout(nn.Module):
+    """Dropout of whole channels, or of single elements, from an explicit generator: (B, C, H, W) → (B, C, H, W).
+
+    Channels are the default: a mask of B×C numbers is drawn where an element-wise one needs B×C×H×W.
+    """
+
+    def __init__(self, rate: float, elementwise: bool):
+        super().__init__()
+        self.rate = rate
+        self.elementwise = elementwise
+        self.generator: torch.Generator | None = None
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}, elementwise={self.elementwise}"
+
+    def mask(self, x: Tensor) -> Tensor:
+        """0 or 1/keep for each channel (B, C, 1, 1), or for each element of `x`."""
+        keep = 1 - self.rate
+        empty = torch.empty_like(x) if self.elementwise else x.new_empty((*x.shape[:2], 1, 1))
+        return empty.bernoulli_(keep, generator=self.generator).div_(keep)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.mask(x) if self.training and self.rate > 0 else x
+
+
+class NormAct(nn.Module):
+    """What follows a convolution: norm and ReLU in either order, then dropout: (B, C, H, W) → (B, C, H, W)."""
+
+    def __init__(self, channels: int, *, norm: bool, norm_first: bool, dropout: float, elementwise: bool):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels) if norm else None
+        self.norm_first = norm_first
+        self.dropout = Dropout(dropout, elementwise)
+
+    def extra_repr(self) -> str:
+        return "norm → ReLU" if self.norm_first else "ReLU → norm"
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.norm is None:
+            x = F.relu(x)
+        elif self.norm_first:
+            x = F.relu(self.norm(x))
+        else:
+            x = self.norm(F.relu(x))
+        return self.dropout(x)
+
+
+class GlobalPool(nn.Module):
+    """The mean over the map: (B, C, H, W) → (B, C, 1, 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True)
+
+
+class Network(nn.Sequential):
+    """A built architecture: images (B, 1, 28, 28), float32, normalised → logits (B, 10).
+
+    One child for each token of the notation line, in its order.
+    """
+
+    def __init__(self, architecture: Architecture):
+        super().__init__(*_children(architecture))
+        self.architecture = architecture
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).flatten(1)
+
+    def draw_from(self, generator: torch.Generator) -> None:
+        """Draw every dropout mask from this generator; it lives on the network's device."""
+        for module in self.modules():
+            if isinstance(module, Dropout):
+                module.generator = generator
+
+
+def _children(architecture: Architecture) -> list[nn.Module]:
+    last_conv = max((i for i, layer in enumerate(architecture.layers) if isinstance(layer, Conv)), default=-1)
+    children = []
+    for i, (layer, shape) in enumerate(zip(architecture.layers, architecture.shapes)):
+        if isinstance(layer, Conv):
+            dropout = 0.0 if i == last_conv else architecture.dropout
+            children.append(_convolution(layer, shape.in_channels, architecture, dropout))
+        else:
+            children.append(nn.MaxPool2d(2) if isinstance(layer, MaxPool) else GlobalPool())
+    return children
+
+
+def _convolution(layer: Conv, in_channels: int, architecture: Architecture, dropout: float) -> nn.Sequential:
+    def norm_act(channels: int, rate: float) -> list[nn.Module]:
+        if not layer.activation:
+            return []
+        return [
+            NormAct(
+                channels,
+                norm=layer.norm,
+                norm_first=architecture.norm_first,
+                dropout=rate,
+                elementwise=architecture.elementwise_dropout,
+            )
+        ]
+
+    size = {"kernel_size": layer.kernel, "stride": layer.stride, "padding": layer.padding}
+    if not layer.separable:
+        conv = nn.Conv2d(in_channels, layer.channels, **size, bias=layer.bias)
+        return nn.Sequential(conv, *norm_act(layer.channels, dropout))
+    depthwise = nn.Conv2d(in_channels, in_channels, **size, groups=in_channels, bias=False)
+    pointwise = nn.Conv2d(in_channels, layer.channels, 1, bias=layer.bias)
+    return nn.Sequential(depthwise, *norm_act(in_channels, 0.0), pointwise, *norm_act(layer.channels, dropout))
+
+
+def build(architecture: Architecture, *, seed: int, device: torch.device | str = "cpu") -> Network:
+    """The network, initialised as PyTorch does by default but from a seed of its own, channels-last on the device."""
+    with torch.device("meta"):
+        network = Network(architecture)
+    network.to_empty(device="cpu")  # initialised on the CPU so that every device starts from the same weights
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            _initialise(module, generator)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+    return network.to(device, memory_format=torch.channels_last)
+
+
+def _initialise(conv: nn.Conv2d, generator: torch.Generator) -> None:
+    nn.init.kaiming_uniform_(conv.weight, a=math.sqrt(5), generator=generator)
+    if conv.bias is not None:
+        bound = 1 / math.sqrt(conv.weight[0].numel())
+        nn.init.uniform_(conv.bias, -bound, bound, generator=generator)
+
+
+def count_parameters(architecture: Architecture) -> int:
+    """Parameters of the built network, frozen ones included, buffers not; nothing is allocated."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in Network(architecture).parameters())
