@@ -88,10 +88,11 @@ def prepare(data_dir: Path) -> None:
     """
     folder = data_dir / DATASET
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(data_dir / f"{DATASET}.lock"):
-            if not folder.exists():
-                _unpack(data_dir, folder)
+        if not folder.exists():
+            data_dir.mkdir(parents=True, exist_ok=True)
+            with FileLock(data_dir / f"{DATASET}.lock"):
+                if not folder.exists():
+                    _unpack(data_dir, folder)
     except OSError as error:
         raise DataError(
             f"the data folder must be writable; {data_dir}: {error.strerror or error}: name another with --data-dir"

@@ -1,0 +1,154 @@
+"""Train a network and say after every epoch how it stands. Nothing here knows that a search exists."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nas_mnist.augment import Augmentation, augment, normalise
+from nas_mnist.data import Images
+from nas_mnist.errors import TrainingDiverged
+from nas_mnist.network import Network
+
+N_FINAL_EPOCHS = 2  # the task asks for accuracy that stays: an objective is the mean over the last two epochs
+EVALUATION_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained. The learning rate rises to its maximum and falls to almost nothing (OneCycleLR)."""
+
+    epochs: int = 15
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"  # sgd: Nesterov momentum
+    learning_rate: float = 0.1  # the maximum, per step
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    warmup_fraction: float = 0.2  # of all steps, until the learning rate is at its maximum
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self):
+        if self.epochs < 1 or self.batch_size < 2:
+            raise ValueError(f"a recipe needs at least 1 epoch and 2 images a batch, not {self.epochs} and {self.batch_size}")
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One epoch: losses in nats, accuracies as fractions. The training figures are of augmented images, with dropout."""
+
+    number: int  # from 1
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float  # of the epoch's last step
+    train_seconds: float
+    val_seconds: float
+
+
+def train(network: Network, recipe: Recipe, train_images: Images, val_images: Images, *, seed: int) -> Iterator[EpochResult]:
+    """Train the network in place on the device it is on; yield one result an epoch.
+
+    Batches, augmentation and dropout are drawn from one generator seeded with `seed`; the images are on the network's
+    device. Raises `TrainingDiverged` at the end of an epoch whose loss is not finite.
+    """
+    device = next(network.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    network.draw_from(generator)
+    optimizer, schedule = _optimizer(network, recipe, n_steps=recipe.epochs * n_batches(len(train_images), recipe))
+    for number in range(1, recipe.epochs + 1):
+        start = time.perf_counter()
+        train_loss, train_accuracy = _train_epoch(network, recipe, train_images, generator, optimizer, schedule)
+        if not math.isfinite(train_loss):
+            raise TrainingDiverged(f"the training loss was {train_loss} in epoch {number}: lower the learning rate")
+        trained = time.perf_counter()
+        val_loss, val_accuracy = evaluate(network, val_images)
+        evaluated = time.perf_counter()
+        yield EpochResult(
+            number,
+            train_loss,
+            train_accuracy,
+            val_loss,
+            val_accuracy,
+            learning_rate=float(optimizer.param_groups[0]["lr"]),
+            train_seconds=trained - start,
+            val_seconds=evaluated - trained,
+        )
+
+
+def final_accuracy(val_accuracies: list[float]) -> float:
+    """The objective: the mean validation accuracy of the last two epochs (of one, if there was but one)."""
+    last = val_accuracies[-N_FINAL_EPOCHS:]
+    return sum(last) / len(last)
+
+
+def n_batches(n_images: int, recipe: Recipe) -> int:
+    """Steps an epoch. A last batch of one image is left out: batch norm has no variance to divide by."""
+    full, rest = divmod(n_images, recipe.batch_size)
+    return full + (rest > 1)
+
+
+@torch.no_grad()
+def predict(network: Network, images: Images) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (B, 10) and labels (B,) of every image in order, batch by batch, in evaluation mode."""
+    network.eval()
+    for pixels, labels in images.batches(EVALUATION_BATCH):
+        yield network(normalise(pixels)), labels
+
+
+def evaluate(network: Network, images: Images) -> tuple[float, float]:
+    """Mean cross-entropy in nats, and the fraction that is classified right."""
+    loss = torch.zeros((), device=images.labels.device)
+    correct = torch.zeros((), dtype=torch.int64, device=images.labels.device)
+    for logits, labels in predict(network, images):
+        loss += F.cross_entropy(logits, labels, reduction="sum")
+        correct += (logits.argmax(1) == labels).sum()
+    return loss.item() / len(images), correct.item() / len(images)
+
+
+def _train_epoch(network, recipe, images, generator, optimizer, schedule) -> tuple[float, float]:
+    """Mean loss and accuracy over the epoch, summed on the device so that no step waits for the host."""
+    network.train()
+    loss_sum = torch.zeros((), device=generator.device)
+    correct = torch.zeros((), dtype=torch.int64, device=generator.device)
+    n_seen = 0
+    for pixels, labels in images.batches(recipe.batch_size, generator):
+        if len(labels) < 2:
+            continue
+        logits = network(augment(pixels, recipe.augmentation, generator))
+        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        loss_sum += loss.detach() * len(labels)
+        correct += (logits.argmax(1) == labels).sum()
+        n_seen += len(labels)
+    return loss_sum.item() / n_seen, correct.item() / n_seen
+
+
+def _optimizer(network: Network, recipe: Recipe, n_steps: int):
+    if recipe.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
+    else:
+        optimizer = torch.optim.SGD(
+            network.parameters(),
+            recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=True,
+        )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        recipe.learning_rate,
+        total_steps=n_steps + 1,  # so that the step after the last, which OneCycleLR insists on, exists
+        pct_start=recipe.warmup_fraction,
+        cycle_momentum=False,
+    )
+    return optimizer, schedule
