@@ -1,0 +1,213 @@
+"""Worker processes over devices: start them, listen to them, replace the ones that die.
+
+A worker owns nothing that matters: what it has finished is in the study's storage. So stopping is killing, and whoever
+comes next finds the trials of dead workers by their owner's process (see `study.recover`).
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from nas_mnist.errors import DeviceError, NasMnistError
+
+MAX_RESTARTS = 3  # of one worker, without an event in between
+STOP_SECONDS = 5
+WORKERS_PER_GPU = 8
+MAX_WORKERS_PER_CORE = 4
+
+Send = Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process and the device it computes on."""
+
+    index: int
+    device: str  # "cpu", "cuda:0"
+
+
+@dataclass(frozen=True)
+class WorkerDied:
+    """The event that the parent itself makes when a worker ends before its work is done."""
+
+    reason: str
+
+
+class WorkerFailed(NasMnistError):
+    """A worker kept dying; the message says why."""
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What a worker says before it ends because of an exception; `message` alone if the user caused it."""
+
+    message: str
+    final: bool
+
+
+@dataclass
+class _Process:
+    worker: Worker
+    process: multiprocessing.Process
+    connection: Connection
+    restarts: int
+    failure: _Failure | None = None
+
+
+def plan_workers(n_workers: int | None, devices: Sequence[str] | None) -> list[Worker]:
+    """Workers spread over the devices in turn; by default all GPUs there are, else one worker for each CPU core.
+
+    Raises `DeviceError` if a device is not there, or for more workers than can be of use.
+    """
+    devices = list(devices) if devices else _visible_devices()
+    for device in devices:
+        _check_device(device)
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n_gpus = sum(device != "cpu" for device in devices)
+    default = max(1, min(n_cores, n_gpus * WORKERS_PER_GPU)) if n_gpus else n_cores
+    limit = max(MAX_WORKERS_PER_CORE * n_cores, n_gpus * WORKERS_PER_GPU)
+    if n_workers is not None and not 1 <= n_workers <= limit:
+        raise DeviceError(f"{n_workers} workers make no sense on {n_cores} cores and {n_gpus} GPUs: choose 1 to {limit}")
+    return [Worker(i, devices[i % len(devices)]) for i in range(n_workers or default)]
+
+
+def _visible_devices() -> list[str]:
+    import torch
+
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if device not in there:
+        raise DeviceError(f"device must be one of {', '.join(there)} on this machine, not {device!r}: see --devices")
+
+
+def run_workers(
+    work: Callable[[Worker, Send], None], workers: Sequence[Worker], on_event: Callable[[Worker | None, Any], None]
+) -> None:
+    """Run `work(worker, send)` in one process each until all have returned; `work` is picklable.
+
+    What a worker sends reaches `on_event(worker, event)` here; `on_event(None, None)` is called a few times a second
+    besides, for a display. A worker that dies is replaced. Ctrl-C or SIGTERM ends all workers at once and raises
+    `KeyboardInterrupt`. Raises `WorkerFailed` if a worker dies again and again.
+    """
+    context = multiprocessing.get_context("spawn")
+    running = []
+    with _sigterm_as_interrupt():
+        try:
+            running = [_start(context, work, worker, 0) for worker in workers]
+            while running:
+                ready = wait([p.connection for p in running], timeout=0.2)
+                for process in [p for p in running if p.connection in ready]:
+                    if not _receive(process, on_event):
+                        running.remove(process)
+                        running += _replace(context, work, process, on_event)
+                on_event(None, None)
+        finally:
+            _stop(running)
+
+
+def _receive(process: _Process, on_event) -> bool:
+    """Handle one message; False when the process has closed its end."""
+    try:
+        event = process.connection.recv()
+    except (EOFError, OSError):  # OSError: killed in the middle of a message
+        return False
+    if isinstance(event, _Failure):
+        process.failure = event
+    else:
+        process.restarts = 0
+        on_event(process.worker, event)
+    return True
+
+
+def _replace(context, work, process: _Process, on_event) -> list[_Process]:
+    process.process.join()
+    process.connection.close()
+    if process.process.exitcode == 0:
+        return []
+    failure = process.failure
+    if failure and failure.final:
+        raise WorkerFailed(failure.message)
+    reason = failure.message if failure else f"killed by signal {-process.process.exitcode}"
+    if process.process.exitcode and process.process.exitcode > 0 and not failure:
+        reason = f"exit code {process.process.exitcode}"
+    on_event(process.worker, WorkerDied(reason))
+    if process.restarts >= MAX_RESTARTS:
+        raise WorkerFailed(f"worker {process.worker.index} died {MAX_RESTARTS + 1} times in a row: {reason}")
+    return [_start(context, work, process.worker, process.restarts + 1)]
+
+
+def _start(context, work, worker: Worker, restarts: int) -> _Process:
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_main, args=(work, worker, sending), name=f"nas-mnist worker {worker.index}")
+    process.start()
+    sending.close()  # so that the end of the worker is the end of the pipe
+    return _Process(worker, process, receiving, restarts)
+
+
+def _stop(running: list[_Process]) -> None:
+    for process in running:
+        process.process.terminate()
+    for process in running:
+        process.process.join(STOP_SECONDS)
+        if process.process.is_alive():
+            process.process.kill()
+            process.process.join()
+        process.connection.close()
+
+
+def _main(work, worker: Worker, connection: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _end_with_parent()
+    if worker.device == "cpu":
+        import torch
+
+        torch.set_num_threads(1)  # two processes of one thread beat one process of two
+    try:
+        work(worker, connection.send)
+    except BrokenPipeError:
+        raise SystemExit(1) from None
+    except Exception as error:
+        user_error = isinstance(error, NasMnistError)
+        message = str(error) if user_error else traceback.format_exc().strip()
+        connection.send(_Failure(message, final=user_error))
+        raise SystemExit(1) from None
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed ends too, at once: nothing is left running."""
+    parent = multiprocessing.parent_process()
+
+    def watch():
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class _sigterm_as_interrupt:
+    """Slurm and Kubernetes send SIGTERM; it means what Ctrl-C means."""
+
+    def __enter__(self):
+        self._in_main_thread = threading.current_thread() is threading.main_thread()
+        if self._in_main_thread:
+            self._previous = signal.signal(signal.SIGTERM, self._interrupt)
+
+    def __exit__(self, *_):
+        if self._in_main_thread:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    @staticmethod
+    def _interrupt(signal_number, frame):
+        raise KeyboardInterrupt
