@@ -44,8 +44,15 @@ class Conv:
 
     def __post_init__(self):
         if self.norm and not self.activation:
-            raise ArchitectureError("a convolution with a norm needs an activation: leave out the norm or add the activation")
-        for name, low, high in (("channels", 1, MAX_CHANNELS), ("kernel", 1, 28), ("stride", 1, 28), ("padding", 0, 27)):
+            raise ArchitectureError(
+                "a convolution with a norm needs an activation: leave out the norm or add the activation"
+            )
+        for name, low, high in (
+            ("channels", 1, MAX_CHANNELS),
+            ("kernel", 1, 28),
+            ("stride", 1, 28),
+            ("padding", 0, 27),
+        ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ArchitectureError(f"{name} must be {low} to {high}, not {value}")
@@ -185,7 +192,18 @@ def _shape(layer: Layer, channels: int, side: int, jump: int, field: int) -> Lay
             n_parameters += 2 * channels * layer.norm
         n_macs = n_weights * out_side**2
     return LayerShape(
-        layer, channels, side, out_channels, out_side, jump * stride, field, kernel, stride, padding, n_parameters, n_macs
+        layer,
+        channels,
+        side,
+        out_channels,
+        out_side,
+        jump * stride,
+        field,
+        kernel,
+        stride,
+        padding,
+        n_parameters,
+        n_macs,
     )
 
 

@@ -48,7 +48,9 @@ def draw_matrices(n: int, side: int, augmentation: Augmentation, generator: torc
     )
 
 
-def inverse_matrices(*, angle: Tensor, translate_x: Tensor, translate_y: Tensor, scale: Tensor, shear: Tensor) -> Tensor:
+def inverse_matrices(
+    *, angle: Tensor, translate_x: Tensor, translate_y: Tensor, scale: Tensor, shear: Tensor
+) -> Tensor:
     """Matrices (B, 2, 3) from an output pixel to the input pixel it shows, both counted from the image's centre.
 
     Angles in radians, shifts in pixels; all (B,). The conventions are those of torchvision's `affine` with its shear

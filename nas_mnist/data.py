@@ -179,7 +179,9 @@ def _read_with_torchvision(root: Path, train: bool) -> tuple[np.ndarray, np.ndar
             f"install nas-mnist again, or put them into {root / 'MNIST' / 'raw'}"
         ) from error
     if len(dataset) != (N_TRAIN_IMAGES if train else N_TEST_IMAGES):
-        raise DataError(f"MNIST in {root} has {len(dataset):,} images, not the original number: delete {root / 'MNIST'}")
+        raise DataError(
+            f"MNIST in {root} has {len(dataset):,} images, not the original number: delete {root / 'MNIST'}"
+        )
     return dataset.data.numpy(), dataset.targets.numpy()
 
 

@@ -185,7 +185,11 @@ def to_parameters(candidate: Candidate) -> Parameters:
     ranges = distributions(recipe.optimizer)
     parameters = {name: _lowest(distribution) for name, distribution in ranges.items()}
     parameters |= _read_layers(architecture)
-    parameters |= {"dropout": architecture.dropout, "learning_rate": recipe.learning_rate, "batch_size": recipe.batch_size}
+    parameters |= {
+        "dropout": architecture.dropout,
+        "learning_rate": recipe.learning_rate,
+        "batch_size": recipe.batch_size,
+    }
     parameters |= {"weight_decay": recipe.weight_decay, "label_smoothing": recipe.label_smoothing}
     parameters |= asdict(recipe.augmentation)
     for name, distribution in ranges.items():

@@ -73,7 +73,9 @@ def plan_workers(n_workers: int | None, devices: Sequence[str] | None) -> list[W
     default = max(1, min(n_cores, n_gpus * WORKERS_PER_GPU)) if n_gpus else n_cores
     limit = max(MAX_WORKERS_PER_CORE * n_cores, n_gpus * WORKERS_PER_GPU)
     if n_workers is not None and not 1 <= n_workers <= limit:
-        raise DeviceError(f"{n_workers} workers make no sense on {n_cores} cores and {n_gpus} GPUs: choose 1 to {limit}")
+        raise DeviceError(
+            f"{n_workers} workers make no sense on {n_cores} cores and {n_gpus} GPUs: choose 1 to {limit}"
+        )
     return [Worker(i, devices[i % len(devices)]) for i in range(n_workers or default)]
 
 

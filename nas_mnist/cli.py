@@ -1,0 +1,267 @@
+"""The command line: each command parses, calls one library function, and prints.
+
+A domain error becomes one line on stderr and exit code 2. Only the standard library is imported at the top, so that
+`--help` answers at once: torch and Optuna take seconds.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import warnings
+from pathlib import Path
+
+from nas_mnist.errors import NasMnistError
+from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
+
+DEFAULT_STORAGE = "studies/nas_mnist.db"
+DEFAULT_STUDY = "nas-mnist"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage above it."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}: see `{self.prog} --help`\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit code is 0, 1 for a verdict of no, 2 for bad input, 130 when stopped by Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = build_parser().parse_args(argv)
+    arguments.command_line = shlex.join(["nas-mnist", *argv])
+    warnings.filterwarnings("ignore", category=FutureWarning)  # Optuna's notes on experimental functions
+    try:
+        return arguments.run(arguments) or 0
+    except NasMnistError as error:
+        print(f"nas-mnist: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("nas-mnist: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `nas-mnist show | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="nas-mnist", description="Search for the best tiny convolutional network on MNIST.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_search, _add_show, _add_dashboard):
+        add(commands)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser, *_):
+        from importlib.metadata import version
+
+        parser.exit(0, f"nas-mnist {version('nas-mnist')}\n")
+
+
+def _command(commands, name: str, run, help: str) -> argparse.ArgumentParser:
+    """A new command with the options that every command has."""
+    parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_storage(parser) -> None:
+    parser.add_argument(
+        "--storage", default=DEFAULT_STORAGE, metavar="URL", help="SQLite file or SQLAlchemy URL (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--study", default=DEFAULT_STUDY, metavar="NAME", help="name of the study (default: %(default)s)"
+    )
+
+
+def _add_data_dir(parser) -> None:
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="where MNIST is unpacked (default: $NAS_MNIST_DATA, or a cache folder)",
+    )
+
+
+def _add_workers(parser) -> None:
+    parser.add_argument(
+        "--workers", type=_at_least(1), metavar="N", help="processes (default: one for each CPU core, several to a GPU)"
+    )
+    parser.add_argument(
+        "--devices", type=_names, metavar="D[,D…]", help="cpu, cuda:0, … (default: every GPU, or the CPU)"
+    )
+
+
+def _add_json(parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _at_least(low: int, high: int = 10**9):
+    def integer(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
+        if not low <= value <= high:
+            limits = f"at least {low}" if high == 10**9 else f"{low} to {high:,}"
+            raise argparse.ArgumentTypeError(f"must be {limits}, not {value:,}")
+        return value
+
+    return integer
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _data_dir(arguments) -> Path:
+    from nas_mnist.data import default_data_dir
+
+    return arguments.data_dir or default_data_dir()
+
+
+# --- search ----------------------------------------------------------------------------------------------------------
+
+
+def _add_search(commands) -> None:
+    parser = _command(
+        commands, "search", _search, "search for the best network; the same command goes on where it stopped"
+    )
+    parser.add_argument(
+        "--trials",
+        type=_at_least(1),
+        default=100,
+        metavar="N",
+        help="trained trials the study shall have (default: 100)",
+    )
+    parser.add_argument(
+        "--max-params",
+        type=_at_least(1),
+        default=MAX_PARAMS,
+        metavar="N",
+        help="a network has fewer (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--epochs", type=_at_least(1, 1000), default=MAX_EPOCHS, metavar="N", help="of a trial (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--train-images",
+        type=_at_least(2),
+        default=50_000,
+        metavar="N",
+        help="fewer for a quick run (default: %(default)s)",
+    )
+    parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="(default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=_at_least(0), default=0, metavar="N", help="of the sampler and the trials (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--prune",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="stop trials that cannot win (default: yes)",
+    )
+    parser.add_argument(
+        "--warm-start",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="begin with the reference systems (default: yes)",
+    )
+    _add_workers(parser)
+    _add_storage(parser)
+    _add_data_dir(parser)
+    volume = parser.add_mutually_exclusive_group()
+    volume.add_argument("--quiet", action="store_true", help="print the summary alone")
+    volume.add_argument("--verbose", action="store_true", help="print every epoch")
+
+
+def _search(arguments) -> int:
+    from rich.console import Console
+
+    from nas_mnist import display, search, study
+    from nas_mnist.workers import plan_workers
+
+    settings = search.SearchSettings(
+        storage=study.Storage.parse(arguments.storage),
+        study=arguments.study,
+        n_trials=arguments.trials,
+        max_params=arguments.max_params,
+        epochs=arguments.epochs,
+        train_images=arguments.train_images,
+        data_dir=_data_dir(arguments),
+        optimizer=arguments.optimizer,
+        seed=arguments.seed,
+        prune=arguments.prune,
+        warm_start=arguments.warm_start,
+    )
+    workers = plan_workers(arguments.workers, arguments.devices)
+    console = Console()
+    try:
+        with display.SearchDisplay(
+            console, settings, workers, quiet=arguments.quiet, verbose=arguments.verbose
+        ) as show:
+            summary = search.search(settings, workers, show)
+    except KeyboardInterrupt:
+        print(f"stopped; what was finished is kept. To go on:\n  {arguments.command_line}", file=sys.stderr)
+        return 130
+    display.print_summary(console, settings, summary)
+    console.print(f"\n{_next_steps(arguments)}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _next_steps(arguments) -> str:
+    place = "" if arguments.storage == DEFAULT_STORAGE else f" --storage {shlex.quote(arguments.storage)}"
+    place += "" if arguments.study == DEFAULT_STUDY else f" --study {shlex.quote(arguments.study)}"
+    return f"next: nas-mnist show{place}\n      nas-mnist dashboard{place}"
+
+
+# --- show ------------------------------------------------------------------------------------------------------------
+
+
+def _add_show(commands) -> None:
+    parser = _command(commands, "show", _show, "print the leaderboard of a study")
+    parser.add_argument("--top", type=_at_least(1), default=10, metavar="N", help="candidates (default: %(default)s)")
+    _add_json(parser)
+    _add_storage(parser)
+
+
+def _show(arguments) -> int:
+    from rich.console import Console
+
+    from nas_mnist import display, search, study
+
+    found = study.load(study.Storage.parse(arguments.storage).open(), arguments.study)
+    trials = found.get_trials(deepcopy=False)
+    best = search.leaderboard(trials)[: arguments.top]
+    if arguments.json:
+        print(json.dumps([search.leaderboard_entry(trial) for trial in best], indent=2))
+        return 0
+    progress = study.progress(trials)
+    console = Console()
+    console.print(display.leaderboard_table(best) if best else "no candidate has been trained to the end yet")
+    console.print(
+        f"[dim]{progress.trained} trained, {progress.pruned} of them pruned early, {progress.over_budget} over budget, "
+        f"{progress.failed} failed, {progress.running} running",
+        highlight=False,
+    )
+    return 0
+
+
+# --- dashboard -------------------------------------------------------------------------------------------------------
+
+
+def _add_dashboard(commands) -> None:
+    parser = _command(commands, "dashboard", _dashboard, "look at the studies in a browser, with optuna-dashboard")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=_at_least(1, 65535), default=8080, help="(default: %(default)s)")
+    _add_storage(parser)
+
+
+def _dashboard(arguments) -> int:
+    from nas_mnist import dashboard, study
+
+    dashboard.serve(study.Storage.parse(arguments.storage), arguments.host, arguments.port)
+    return 0

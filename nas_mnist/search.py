@@ -1,0 +1,335 @@
+"""The search: worker processes that draw candidates, train them, and report every epoch to the study."""
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+from optuna.trial import FrozenTrial
+
+from nas_mnist import space, study, zoo
+from nas_mnist.data import DATASET, N_FOLDS, SEARCH_PARTITION, Split, load_train, prepare, search_split
+from nas_mnist.errors import ArchitectureError, BudgetError, TrainingDiverged
+from nas_mnist.network import build, count_parameters
+from nas_mnist.space import Candidate
+from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
+from nas_mnist.training import EpochResult, Recipe, final_accuracy, train
+from nas_mnist.workers import Send, Worker, run_workers
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What a search is asked to do."""
+
+    storage: study.Storage
+    study: str = "nas-mnist"
+    n_trials: int = 100  # trained trials in the study when it is done, earlier runs counted in
+    max_params: int = MAX_PARAMS  # a network has fewer
+    epochs: int = MAX_EPOCHS
+    train_images: int = 50_000
+    data_dir: Path = Path()
+    optimizer: str = "sgd"
+    seed: int = 0
+    prune: bool = True
+    warm_start: bool = True
+
+    @property
+    def identity(self) -> study.Identity:
+        return study.Identity(
+            dataset=DATASET,
+            max_params=self.max_params,
+            epochs=self.epochs,
+            train_images=self.train_images,
+            split=f"fold 0 of {N_FOLDS}, partition {SEARCH_PARTITION}",
+            optimizer=self.optimizer,
+            space=space.fingerprint(self.optimizer),
+        )
+
+
+@dataclass(frozen=True)
+class TrialStarted:
+    """A worker began to train a candidate."""
+
+    trial: int
+    architecture: str
+    n_parameters: int
+
+
+@dataclass(frozen=True)
+class EpochTrained:
+    trial: int
+    epoch: EpochResult
+
+
+@dataclass(frozen=True)
+class TrialEnded:
+    """A trial is over and stored: trained to the end, pruned, or over the budget."""
+
+    trial: int
+    over_budget: bool
+    n_epochs: int
+    accuracy: float | None  # the objective; None if it was pruned
+
+
+@dataclass(frozen=True)
+class SearchBegan:
+    """What earlier runs left in the study: how many trials are trained, and the best of them."""
+
+    n_trained: int
+    best: FrozenTrial | None
+
+
+@dataclass(frozen=True)
+class WorkerDone:
+    """Where a worker's time went: in training and validation, and altogether, start-up and waiting at the end apart."""
+
+    training_seconds: float
+    total_seconds: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a search has come to. Epochs are those of the whole study; seconds are this run's."""
+
+    progress: study.Progress
+    epochs_trained: int
+    epochs_saved: int  # by pruning
+    best: tuple[FrozenTrial, ...]
+    seconds: float
+    overhead: float | None  # share of the workers' time outside training; None if no worker finished
+
+
+Event = SearchBegan | TrialStarted | EpochTrained | TrialEnded | WorkerDone
+
+
+def search(settings: SearchSettings, workers: list[Worker], on_event: Callable[[Worker | None, Any], None]) -> Summary:
+    """Search until the study has `n_trials` trained trials. Events of all workers reach `on_event`.
+
+    Raises `KeyboardInterrupt` when stopped; what was finished is kept, what was running is queued again.
+    Raises `BudgetError`, `DataError` or `StudyError` before anything is written.
+    """
+    start = time.perf_counter()
+    check_budget(settings.max_params)
+    prepare(settings.data_dir)
+    search_split(load_train(settings.data_dir), settings.train_images)
+    _prepare_study(settings)
+    trials = study.load(settings.storage.open(), settings.study).get_trials(deepcopy=False)
+    on_event(None, SearchBegan(study.progress(trials).trained, next(iter(leaderboard(trials)), None)))
+    times: list[WorkerDone] = []
+
+    def note(worker: Worker | None, event: Any) -> None:
+        if isinstance(event, WorkerDone):
+            times.append(event)
+        on_event(worker, event)
+
+    try:
+        run_workers(partial(_work, settings), workers, note)
+    finally:
+        with settings.storage.lock():
+            study.recover(study.load(settings.storage.open(), settings.study))
+    return summarise(settings, time.perf_counter() - start, times)
+
+
+def check_budget(max_params: int) -> None:
+    """Raise `BudgetError` if no network of the space has fewer than `max_params` parameters."""
+    smallest = space.smallest_count()
+    if smallest >= max_params:
+        raise BudgetError(
+            f"a budget of fewer than {max_params:,} parameters cannot be met; the smallest network of the space has "
+            f"{smallest:,}: give --max-params {smallest + 1} or more"
+        )
+
+
+def summarise(settings: SearchSettings, seconds: float, times: list[WorkerDone]) -> Summary:
+    trials = study.load(settings.storage.open(), settings.study).get_trials(deepcopy=False)
+    trained = [trial for trial in trials if study.is_trained(trial)]
+    epochs = sum(len(trial.intermediate_values) for trial in trained)
+    total = sum(t.total_seconds for t in times)
+    return Summary(
+        progress=study.progress(trials),
+        epochs_trained=epochs,
+        epochs_saved=len(trained) * settings.epochs - epochs,
+        best=leaderboard(trials)[:5],
+        seconds=seconds,
+        overhead=1 - sum(t.training_seconds for t in times) / total if total else None,
+    )
+
+
+def leaderboard(trials: list[FrozenTrial]) -> tuple[FrozenTrial, ...]:
+    """The trials that ran to their end, best first; pruned ones have no final accuracy."""
+    complete = [t for t in trials if t.state == optuna.trial.TrialState.COMPLETE and not study.is_over_budget(t)]
+    return tuple(sorted(complete, key=lambda trial: -trial.value))
+
+
+def leaderboard_entry(trial: FrozenTrial) -> dict[str, Any]:
+    """What `show --json` prints of a trial: accuracy as a fraction, times in seconds, one result for each epoch."""
+    return {"trial": trial.number, "accuracy": trial.value, **trial.user_attrs}
+
+
+def pruner(settings: SearchSettings) -> optuna.pruners.BasePruner:
+    if not settings.prune:
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.PercentilePruner(50.0, n_startup_trials=6, n_warmup_steps=6, n_min_trials=4)
+
+
+def _prepare_study(settings: SearchSettings) -> None:
+    storage = settings.storage.open(create=True)
+    with settings.storage.lock():
+        study.create(storage, settings.study, {"identity": asdict(settings.identity)})
+        found = study.load(storage, settings.study)
+        found.set_metric_names(["validation accuracy"])
+        if settings.warm_start:
+            _enqueue_references(found, settings)
+
+
+def _enqueue_references(found: optuna.Study, settings: SearchSettings) -> None:
+    """Put the reference systems that are points of the space at the head of the queue, each once."""
+    there = {trial.user_attrs.get("reference") for trial in found.get_trials(deepcopy=False)}
+    for name, architecture in reference_points(settings.max_params).items():
+        if name not in there:
+            recipe = Recipe(epochs=settings.epochs, optimizer=settings.optimizer, learning_rate=_default_rate(settings))
+            parameters = space.to_parameters(Candidate(architecture, recipe))
+            found.enqueue_trial(parameters, user_attrs={"reference": name})
+
+
+def _default_rate(settings: SearchSettings) -> float:
+    low, high = space.LEARNING_RATES[settings.optimizer]
+    return (low * high) ** 0.5
+
+
+def reference_points(max_params: int) -> dict[str, Any]:
+    """The reference systems within the budget that are points of the space, in the space's order of norm and ReLU."""
+    points = {}
+    for name, system in zoo.ZOO.items():
+        architecture = replace(system.architecture, norm_first=True, elementwise_dropout=False)
+        if architecture.n_parameters < max_params:
+            try:
+                space.to_parameters(Candidate(architecture, Recipe()))
+            except ArchitectureError:
+                continue
+            points[name] = architecture
+    return points
+
+
+def _work(settings: SearchSettings, worker: Worker, send: Send) -> None:
+    """What one worker process does, from first to last."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    split = search_split(load_train(settings.data_dir), settings.train_images)
+    device = torch.device(worker.device)
+    split = Split(split.train.to(device), split.val.to(device))
+    shared = study.SharedStudy(
+        settings.storage,
+        settings.study,
+        demand=study.until_trained(settings.n_trials),
+        seed=settings.seed,
+        worker=worker.index,
+        pruner=pruner(settings),
+    )
+    clock = _Clock(send)
+    start = time.perf_counter()
+    study.work_off(
+        shared,
+        lambda trial: objective(trial, settings, split, device, clock),
+        lambda _, trial: send(
+            TrialEnded(
+                trial.number, study.is_over_budget(trial), len(trial.intermediate_values), _objective_value(trial)
+            )
+        ),
+    )
+    total = time.perf_counter() - start - shared.waited_seconds
+    send(WorkerDone(clock.training_seconds, total))
+
+
+class _Clock:
+    """Passes events on and adds up the time spent in training."""
+
+    def __init__(self, send: Send):
+        self._send = send
+        self.training_seconds = 0.0
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, EpochTrained):
+            self.training_seconds += event.epoch.train_seconds + event.epoch.val_seconds
+        self._send(event)
+
+
+def objective(
+    trial: optuna.Trial, settings: SearchSettings, split: Split, device: torch.device, send: Callable[[Event], None]
+) -> float:
+    """One trial from sampling to result: the mean validation accuracy of its last two epochs.
+
+    Raises `optuna.TrialPruned` for a candidate over the budget, which is never trained, for one that cannot win any
+    more, and for one whose loss is not finite.
+    """
+    parameters = space.suggest(trial, settings.optimizer)
+    candidate = space.to_candidate(
+        parameters, max_params=settings.max_params, epochs=settings.epochs, optimizer=settings.optimizer
+    )
+    n_parameters = count_parameters(candidate.architecture)
+    seed = int(np.random.SeedSequence([settings.seed, trial.number]).generate_state(1)[0])
+    for name, value in describe(candidate, n_parameters, seed, device).items():
+        trial.set_user_attr(name, value)
+    if study.CONSTRAINT not in trial.constraints:  # a retried trial brings its constraint along
+        trial.set_constraint(study.CONSTRAINT, n_parameters - (settings.max_params - 1))
+    if n_parameters >= settings.max_params:
+        raise optuna.TrialPruned(f"{n_parameters:,} parameters, over the budget")
+
+    send(TrialStarted(trial.number, str(candidate.architecture), n_parameters))
+    network = build(candidate.architecture, seed=seed, device=device)
+    epochs: list[EpochResult] = []
+    try:
+        for epoch in train(network, candidate.recipe, split.train, split.val, seed=seed):
+            epochs.append(epoch)
+            trial.set_user_attr("epochs", [asdict(e) for e in epochs])
+            trial.report(epoch.val_accuracy, epoch.number)
+            send(EpochTrained(trial.number, epoch))
+            if trial.should_prune():
+                raise optuna.TrialPruned("cannot win any more")
+    except TrainingDiverged as error:
+        trial.set_user_attr("reason", str(error))
+        raise optuna.TrialPruned(str(error)) from None
+    finally:
+        trial.set_user_attr("seconds", sum(e.train_seconds + e.val_seconds for e in epochs))
+    return final_accuracy([e.val_accuracy for e in epochs])
+
+
+def _objective_value(trial: FrozenTrial) -> float | None:
+    """Optuna gives a pruned trial its last report as its value, which is no objective."""
+    return trial.value if trial.state == optuna.trial.TrialState.COMPLETE else None
+
+
+def describe(candidate: Candidate, n_parameters: int, seed: int, device: torch.device) -> dict[str, Any]:
+    """What a trial's user attributes tell about its candidate; flat, so that the dashboard can sort by them."""
+    return {
+        "architecture": str(candidate.architecture),
+        "n_parameters": n_parameters,
+        "n_macs": candidate.architecture.n_macs,
+        "receptive_field": candidate.architecture.receptive_field,
+        "recipe": asdict(candidate.recipe),
+        "seed": seed,
+        "device": device_name(device),
+        "versions": versions(),
+    }
+
+
+@cache
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+@cache
+def versions() -> str:
+    packages = ("nas-mnist", "torch", "optuna")
+    return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)])

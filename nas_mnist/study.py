@@ -1,0 +1,339 @@
+"""Open a study: storage, sampler, pruner, and the rules that keep what is in it right.
+
+One database holds several studies: the search, and beside it its confirmation, its retraining and the baselines. All of
+them work alike: processes run `study.optimize` on a `SharedStudy`, which hands out each trial once and takes back those
+whose process is gone.
+"""
+
+import contextlib
+import copy
+import os
+import socket
+import sqlite3
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import psutil
+import sqlalchemy
+from filelock import FileLock
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.trial import FrozenTrial, TrialState
+
+from nas_mnist.errors import StudyError
+
+HEARTBEAT_SECONDS, GRACE_SECONDS = 30, 120
+MAX_RETRIES = 2  # of a trial whose process was killed
+LOCK_TIMEOUT_SECONDS = 60  # SQLite's default of 5 s loses a report when another program holds the file
+POLL_SECONDS = 0.5
+
+CONSTRAINT = "parameters"  # parameters − (limit − 1); feasible when ≤ 0
+OWNER = "worker"  # user attribute: host, process and its start, as `_owner` writes them
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes the results of a study comparable; a study of another identity is refused."""
+
+    dataset: str
+    max_params: int
+    epochs: int
+    train_images: int
+    split: str
+    optimizer: str
+    space: str
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where studies are kept: a SQLAlchemy URL. `str()` hides its password."""
+
+    url: str
+
+    @staticmethod
+    def parse(text: str) -> "Storage":
+        """From a SQLAlchemy URL, or the path of an SQLite file. Raises `StudyError` if it is neither."""
+        if "://" not in text:
+            text = f"sqlite:///{text}"
+        try:
+            sqlalchemy.make_url(text)
+        except sqlalchemy.exc.ArgumentError:
+            raise StudyError(
+                "a storage is a file name or a SQLAlchemy URL such as sqlite:///studies/nas_mnist.db: see --storage"
+            ) from None
+        return Storage(text)
+
+    def __str__(self) -> str:
+        return self.path.as_posix() if self.path else self._parsed.render_as_string(hide_password=True)
+
+    @property
+    def _parsed(self) -> sqlalchemy.URL:
+        return sqlalchemy.make_url(self.url)
+
+    @property
+    def path(self) -> Path | None:
+        """The file of an SQLite database, else None."""
+        database = self._parsed.database
+        return Path(database) if self._parsed.get_backend_name() == "sqlite" and database else None
+
+    def open(self, *, create: bool = False) -> RDBStorage:
+        """Connect; each process opens its own. Raises `StudyError` if that is not possible.
+
+        Without `create`, a missing SQLite file is an error and nothing is written.
+        """
+        if self.path:
+            _check_sqlite_file(self.path, create)
+        try:
+            storage = RDBStorage(
+                self.url,
+                engine_kwargs={"connect_args": {"timeout": LOCK_TIMEOUT_SECONDS}}
+                if self.path
+                else {"pool_pre_ping": True},
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=GRACE_SECONDS,
+                heartbeat_stale_trial_callback=_retry,
+            )
+        except (ModuleNotFoundError, sqlalchemy.exc.NoSuchModuleError, ImportError) as error:
+            raise StudyError(
+                f"the driver of storage {self} is not installed: pip install 'nas-mnist[postgresql]', or use an SQLite file"
+            ) from error
+        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError, OSError) as error:
+            raise StudyError(
+                f"storage {self} must be a database that Optuna can open; {_reason(error)}: see --storage"
+            ) from error
+        if self.path:
+            _make_sqlite_fast(storage)
+        return storage
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold what every process must do one after another; released by the system if the process dies."""
+        if self._parsed.get_backend_name() == "postgresql":
+            key = zlib.crc32(b"nas-mnist")
+            engine = sqlalchemy.create_engine(self.url, poolclass=sqlalchemy.NullPool)
+            with engine.connect() as connection:
+                connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
+                yield
+        else:
+            path = self.path or Path(f"/tmp/nas-mnist-{zlib.crc32(self.url.encode()):08x}")
+            with FileLock(path.with_name(path.name + ".lock")):
+                yield
+
+
+_retry = RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)
+
+
+def _check_sqlite_file(path: Path, create: bool) -> None:
+    """Optuna would write its tables into any SQLite file; refuse one that is another program's before it does."""
+    if not path.exists() or path.stat().st_size == 0:
+        if not create:
+            raise StudyError(
+                f"there is no study database at {path}: run `nas-mnist search` first, or name one with --storage"
+            )
+        _make_parent(path)
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            connection.execute("SELECT count(*) FROM studies").fetchone() if "studies" in tables else None
+    except sqlite3.Error as error:
+        raise StudyError(
+            f"{path} must be an Optuna database; SQLite says: {error}: name another with --storage"
+        ) from error
+    if tables and not {"studies", "trials", "version_info"} <= tables:
+        raise StudyError(
+            f"{path} must be an Optuna database, and is one of another program: name another with --storage"
+        )
+    if not os.access(path, os.W_OK):
+        raise StudyError(f"{path} must be writable: change its permissions or name another with --storage")
+
+
+def _make_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(
+            f"{path.parent} must be a folder that can be written ({error.strerror}): see --storage"
+        ) from error
+    if not os.access(path.parent, os.W_OK):
+        raise StudyError(f"{path.parent} must be a folder that can be written: name another with --storage")
+
+
+def _make_sqlite_fast(storage: RDBStorage) -> None:
+    """Write-ahead log: readers never block writers, and more than twice the rate of reports."""
+
+    @sqlalchemy.event.listens_for(storage.engine, "connect")
+    def _set_pragmas(connection, _record):
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    storage.scoped_session.remove()
+    storage.engine.dispose()  # the pooled connection was made before the listener
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what the database said, without statement and password."""
+    cause = getattr(error, "orig", None) or error
+    return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+
+
+def create(storage: RDBStorage, name: str, attributes: dict[str, Any]) -> None:
+    """Make the study unless it is there, and compare its attributes.
+
+    Raises `StudyError` if an attribute that is a dict (such as the identity) has other values in the stored study.
+    """
+    study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
+    stored = study.user_attrs
+    for key, value in attributes.items():
+        if key not in stored:
+            study.set_user_attr(key, value)
+        elif isinstance(value, dict):
+            _compare(name, stored[key], value)
+
+
+def _compare(name: str, stored: dict[str, Any], asked: dict[str, Any]) -> None:
+    for key, value in asked.items():
+        if stored.get(key) != value:
+            raise StudyError(
+                f"study {name!r} was made with {key} {stored.get(key)!r}, not {value!r}; results of both cannot be compared: "
+                "use the same value, or another --study"
+            )
+
+
+def names(storage: RDBStorage) -> list[str]:
+    """The names of all studies in the storage."""
+    return sorted(optuna.study.get_all_study_names(storage))
+
+
+def load(storage: RDBStorage, name: str) -> optuna.Study:
+    """An existing study, to read. Raises `StudyError` with the names there are if this one is not."""
+    try:
+        return optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        there = ", ".join(names(storage)) or "none"
+        raise StudyError(f"there is no study {name!r} in this storage (there: {there}): see --study") from None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How many trials of a study are in which state. Trained means: one epoch at least, ended by itself or pruned."""
+
+    trained: int
+    pruned: int  # of the trained
+    running: int
+    waiting: int
+    over_budget: int
+    failed: int
+
+
+def is_over_budget(trial: FrozenTrial) -> bool:
+    return any(value > 0 for value in trial.constraints.values())
+
+
+def is_trained(trial: FrozenTrial) -> bool:
+    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and not is_over_budget(trial)
+
+
+def progress(trials: list[FrozenTrial]) -> Progress:
+    counts = {state: sum(trial.state == state for trial in trials) for state in TrialState}
+    trained = [trial for trial in trials if is_trained(trial)]
+    return Progress(
+        trained=len(trained),
+        pruned=sum(trial.state == TrialState.PRUNED for trial in trained),
+        running=counts[TrialState.RUNNING],
+        waiting=counts[TrialState.WAITING],
+        over_budget=sum(trial.state == TrialState.PRUNED and is_over_budget(trial) for trial in trials),
+        failed=counts[TrialState.FAIL],
+    )
+
+
+class NoMoreTrials(Exception):
+    """Raised by `SharedStudy.ask` when all there was to do is done."""
+
+
+def until_trained(n_trials: int) -> Callable[[Progress], int]:
+    """Demand of a search: trials that may start now, so that exactly `n_trials` are trained in the end."""
+    return lambda now: n_trials - now.trained - now.running
+
+
+def until_queue_is_empty(now: Progress) -> int:
+    """Demand of a study whose trials were all enqueued beforehand."""
+    return now.waiting
+
+
+class SharedStudy(optuna.Study):
+    """A study that many processes work on: each trial is handed out once, and never one too many.
+
+    `demand` says how many trials may start at the moment. When none may but some are running, `ask` waits, for one of
+    them may fail. When none is running either, it raises `NoMoreTrials`. Optuna itself counts trials for each process
+    alone, and on SQLite two processes can be handed the same waiting trial.
+    """
+
+    def __init__(
+        self, storage: Storage, name: str, *, demand: Callable[[Progress], int], seed: int, worker: int, pruner
+    ):
+        super().__init__(name, storage.open(), pruner=pruner)
+        self._lock = storage.lock
+        self._demand = demand
+        self.waited_seconds = 0.0  # for trials of other workers, at the end
+        # A seed of its own for each worker and each start, or all of them would draw the same first trials.
+        entropy = np.random.SeedSequence([seed, worker, len(self.get_trials(deepcopy=False))])
+        self.sampler = optuna.samplers.TPESampler(seed=int(entropy.generate_state(1)[0]), n_startup_trials=20)
+
+    def ask(self, fixed_distributions=None) -> optuna.Trial:
+        while True:
+            with self._lock():
+                recover(self)
+                now = progress(self.get_trials(deepcopy=False))
+                if self._demand(now) > 0:
+                    trial = super().ask(fixed_distributions)
+                    trial.set_user_attr(OWNER, _owner())
+                    return trial
+            if now.running == 0:
+                raise NoMoreTrials
+            time.sleep(POLL_SECONDS)
+            self.waited_seconds += POLL_SECONDS
+
+
+def work_off(
+    study: SharedStudy,
+    objective: Callable[[optuna.Trial], float],
+    on_end: Callable[[optuna.Study, FrozenTrial], None] = lambda study, trial: None,
+) -> None:
+    """Run the objective until the study has no more trials to hand out; `on_end` is called after each."""
+    with contextlib.suppress(NoMoreTrials):
+        study.optimize(objective, callbacks=[on_end])
+
+
+def recover(study: optuna.Study) -> int:
+    """Fail the running trials whose process on this host is gone, queue them again, and say how many there were.
+
+    The caller holds the storage's lock. Trials of other hosts are left to Optuna's heartbeat.
+    """
+    orphans = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if _is_orphan(trial)]
+    for trial in orphans:
+        study.tell(trial.number, state=TrialState.FAIL)
+        _retry(study, copy.deepcopy(trial))  # it writes into the trial, which is the storage's own copy
+    return len(orphans)
+
+
+def _owner() -> list[Any]:
+    process = psutil.Process()
+    return [socket.gethostname(), process.pid, process.create_time()]
+
+
+def _is_orphan(trial: FrozenTrial) -> bool:
+    if OWNER not in trial.user_attrs:
+        return True  # `ask` writes the owner under the lock that we hold: it died in between
+    host, pid, started = trial.user_attrs[OWNER]
+    if host != socket.gethostname():
+        return False
+    try:
+        return abs(psutil.Process(pid).create_time() - started) > 1
+    except psutil.NoSuchProcess:
+        return True
