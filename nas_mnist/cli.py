@@ -186,7 +186,7 @@ def _search(arguments) -> int:
 
     settings = search.SearchSettings(
         storage=study.Storage.parse(arguments.storage),
-        study=arguments.study,
+        study_name=arguments.study,
         n_trials=arguments.trials,
         max_params=arguments.max_params,
         epochs=arguments.epochs,

@@ -87,7 +87,7 @@ class SearchDisplay:
             started = TrialStarted(event.best.number, attributes["architecture"], attributes["n_parameters"])
             self._best = event.best.value, started
         if event.n_trained:
-            self._say(f"{event.n_trained} trials of study {self._settings.study!r} are trained already")
+            self._say(f"{event.n_trained} trials of study {self._settings.study_name!r} are trained already")
 
     def _end(self, line: _Line, event: TrialEnded) -> None:
         if event.over_budget:

@@ -29,7 +29,7 @@ class SearchSettings:
     """What a search is asked to do."""
 
     storage: study.Storage
-    study: str = "nas-mnist"
+    study_name: str = "nas-mnist"
     n_trials: int = 100  # trained trials in the study when it is done, earlier runs counted in
     max_params: int = MAX_PARAMS  # a network has fewer
     epochs: int = MAX_EPOCHS
@@ -120,7 +120,7 @@ def search(settings: SearchSettings, workers: list[Worker], on_event: Callable[[
     prepare(settings.data_dir)
     search_split(load_train(settings.data_dir), settings.train_images)
     _prepare_study(settings)
-    trials = study.load(settings.storage.open(), settings.study).get_trials(deepcopy=False)
+    trials = study.load(settings.storage.open(), settings.study_name).get_trials(deepcopy=False)
     on_event(None, SearchBegan(study.progress(trials).trained, next(iter(leaderboard(trials)), None)))
     times: list[WorkerDone] = []
 
@@ -133,7 +133,7 @@ def search(settings: SearchSettings, workers: list[Worker], on_event: Callable[[
         run_workers(partial(_work, settings), workers, note)
     finally:
         with settings.storage.lock():
-            study.recover(study.load(settings.storage.open(), settings.study))
+            study.recover(study.load(settings.storage.open(), settings.study_name))
     return summarise(settings, time.perf_counter() - start, times)
 
 
@@ -148,7 +148,7 @@ def check_budget(max_params: int) -> None:
 
 
 def summarise(settings: SearchSettings, seconds: float, times: list[WorkerDone]) -> Summary:
-    trials = study.load(settings.storage.open(), settings.study).get_trials(deepcopy=False)
+    trials = study.load(settings.storage.open(), settings.study_name).get_trials(deepcopy=False)
     trained = [trial for trial in trials if study.is_trained(trial)]
     epochs = sum(len(trial.intermediate_values) for trial in trained)
     total = sum(t.total_seconds for t in times)
@@ -182,9 +182,13 @@ def pruner(settings: SearchSettings) -> optuna.pruners.BasePruner:
 def _prepare_study(settings: SearchSettings) -> None:
     storage = settings.storage.open(create=True)
     with settings.storage.lock():
-        study.create(storage, settings.study, {"identity": asdict(settings.identity)})
-        found = study.load(storage, settings.study)
-        found.set_metric_names(["validation accuracy"])
+        study.create(
+            storage,
+            settings.study_name,
+            metric="validation accuracy",
+            attributes={"identity": asdict(settings.identity)},
+        )
+        found = study.load(storage, settings.study_name)
         if settings.warm_start:
             _enqueue_references(found, settings)
 
@@ -220,13 +224,12 @@ def reference_points(max_params: int) -> dict[str, Any]:
 
 def _work(settings: SearchSettings, worker: Worker, send: Send) -> None:
     """What one worker process does, from first to last."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     split = search_split(load_train(settings.data_dir), settings.train_images)
     device = torch.device(worker.device)
     split = Split(split.train.to(device), split.val.to(device))
     shared = study.SharedStudy(
         settings.storage,
-        settings.study,
+        settings.study_name,
         demand=study.until_trained(settings.n_trials),
         seed=settings.seed,
         worker=worker.index,

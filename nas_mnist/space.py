@@ -139,7 +139,7 @@ def _build(parameters: Mapping[str, Any], factor: float) -> Architecture:
         if b < parameters["blocks"]:
             _add_transition(layers, parameters["transition"], width(f"transition_width_{b}"))
     _add_head(layers, parameters["head"], width("head_width"), parameters["padding"])
-    return Architecture(tuple(layers), dropout=parameters["dropout"])
+    return Architecture(tuple(layers), dropout=round(parameters["dropout"], 3))  # a line people read
 
 
 def _add(layers: list[Layer], layer: Layer) -> None:

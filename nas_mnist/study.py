@@ -11,6 +11,7 @@ import os
 import socket
 import sqlite3
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -88,16 +89,18 @@ class Storage:
         """
         if self.path:
             _check_sqlite_file(self.path, create)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # its log would run through the display
         try:
-            storage = RDBStorage(
-                self.url,
-                engine_kwargs={"connect_args": {"timeout": LOCK_TIMEOUT_SECONDS}}
-                if self.path
-                else {"pool_pre_ping": True},
-                heartbeat_interval=HEARTBEAT_SECONDS,
-                grace_period=GRACE_SECONDS,
-                heartbeat_stale_trial_callback=_retry,
-            )
+            with _experimental():
+                storage = RDBStorage(
+                    self.url,
+                    engine_kwargs={"connect_args": {"timeout": LOCK_TIMEOUT_SECONDS}}
+                    if self.path
+                    else {"pool_pre_ping": True},
+                    heartbeat_interval=HEARTBEAT_SECONDS,
+                    grace_period=GRACE_SECONDS,
+                    heartbeat_stale_trial_callback=_retry,
+                )
         except (ModuleNotFoundError, sqlalchemy.exc.NoSuchModuleError, ImportError) as error:
             raise StudyError(
                 f"the driver of storage {self} is not installed: pip install 'nas-mnist[postgresql]', or use an SQLite file"
@@ -125,7 +128,16 @@ class Storage:
                 yield
 
 
-_retry = RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)
+@contextlib.contextmanager
+def _experimental() -> Iterator[None]:
+    """Optuna warns that heartbeat and retry are experimental; we know, and test what we rely on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+with _experimental():
+    _retry = RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)
 
 
 def _check_sqlite_file(path: Path, create: bool) -> None:
@@ -182,12 +194,14 @@ def _reason(error: BaseException) -> str:
     return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
 
 
-def create(storage: RDBStorage, name: str, attributes: dict[str, Any]) -> None:
-    """Make the study unless it is there, and compare its attributes.
+def create(storage: RDBStorage, name: str, *, metric: str, attributes: dict[str, Any]) -> None:
+    """Make the study, which maximises `metric`, unless it is there, and compare its attributes.
 
     Raises `StudyError` if an attribute that is a dict (such as the identity) has other values in the stored study.
     """
     study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
+    with _experimental():
+        study.set_metric_names([metric])
     stored = study.user_attrs
     for key, value in attributes.items():
         if key not in stored:

@@ -1,0 +1,29 @@
+# make search, make test and make bench work in a fresh clone: the first of them makes .venv and installs into it.
+PYTHON ?= python3
+TRIALS ?= 100
+VENV := .venv
+
+.PHONY: search test bench lint clean
+
+search: $(VENV)/installed
+	$(VENV)/bin/nas-mnist search --trials $(TRIALS)
+
+test: $(VENV)/installed
+	$(VENV)/bin/python -m pytest
+
+bench: $(VENV)/installed
+	$(VENV)/bin/python tests/benchmarks/bench.py
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build
+
+$(VENV)/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; this is $$($(PYTHON) --version): make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
+	@touch $@
