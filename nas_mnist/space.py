@@ -193,7 +193,7 @@ def to_parameters(candidate: Candidate) -> Parameters:
     parameters |= {"weight_decay": recipe.weight_decay, "label_smoothing": recipe.label_smoothing}
     parameters |= asdict(recipe.augmentation)
     for name, distribution in ranges.items():
-        if not distribution._contains(distribution.to_internal_repr(parameters[name])):
+        if not _contains(distribution, parameters[name]):
             raise ArchitectureError(f"`{architecture}` is no point of the space: {name} is {parameters[name]}")
     again = to_candidate(
         parameters, max_params=architecture.n_parameters + 1, epochs=recipe.epochs, optimizer=recipe.optimizer
@@ -201,6 +201,12 @@ def to_parameters(candidate: Candidate) -> Parameters:
     if again != candidate:
         raise ArchitectureError(f"`{architecture}` is no point of the space: the nearest is `{again.architecture}`")
     return parameters
+
+
+def _contains(distribution: BaseDistribution, value: Any) -> bool:
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    return distribution.low <= value <= distribution.high
 
 
 def _lowest(distribution: BaseDistribution) -> Any:
