@@ -65,7 +65,8 @@ def train(
     device = next(network.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     network.draw_from(generator)
-    optimizer, schedule = _optimizer(network, recipe, n_steps=recipe.epochs * n_batches(len(train_images), recipe))
+    optimizer = make_optimizer(network, recipe)
+    schedule = _make_schedule(optimizer, recipe, n_steps=recipe.epochs * n_batches(len(train_images), recipe))
     for number in range(1, recipe.epochs + 1):
         start = time.perf_counter()
         train_loss, train_accuracy = _train_epoch(network, recipe, train_images, generator, optimizer, schedule)
@@ -137,22 +138,26 @@ def _train_epoch(network, recipe, images, generator, optimizer, schedule) -> tup
     return loss_sum.item() / n_seen, correct.item() / n_seen
 
 
-def _optimizer(network: Network, recipe: Recipe, n_steps: int):
+def make_optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser, at its maximum learning rate."""
     if recipe.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-    else:
-        optimizer = torch.optim.SGD(
-            network.parameters(),
-            recipe.learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=True,
-        )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        return torch.optim.AdamW(network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(
+        network.parameters(),
+        recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=True,
+    )
+
+
+def _make_schedule(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, n_steps: int
+) -> torch.optim.lr_scheduler.OneCycleLR:
+    return torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         recipe.learning_rate,
         total_steps=n_steps + 1,  # so that the step after the last, which OneCycleLR insists on, exists
         pct_start=recipe.warmup_fraction,
         cycle_momentum=False,
     )
-    return optimizer, schedule
