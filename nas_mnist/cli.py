@@ -58,7 +58,8 @@ class _Version(argparse.Action):
     def __call__(self, parser, *_):
         from importlib.metadata import version
 
-        parser.exit(0, f"nas-mnist {version('nas-mnist')}\n")
+        print(f"nas-mnist {version('nas-mnist')}")
+        parser.exit()
 
 
 def _command(commands, name: str, run, help: str) -> argparse.ArgumentParser:

@@ -337,17 +337,21 @@ def recover(study: optuna.Study) -> int:
 
 
 def _owner() -> list[Any]:
-    process = psutil.Process()
-    return [socket.gethostname(), process.pid, process.create_time()]
+    return [socket.gethostname(), os.getpid(), _started(os.getpid())]
 
 
 def _is_orphan(trial: FrozenTrial) -> bool:
     if OWNER not in trial.user_attrs:
         return True  # `ask` writes the owner under the lock that we hold: it died in between
     host, pid, started = trial.user_attrs[OWNER]
-    if host != socket.gethostname():
-        return False
+    return host == socket.gethostname() and _started(pid) != started
+
+
+def _started(pid: int) -> float | None:
+    """When a process started, to tell it from a later one of the same number; None if there is no such process."""
     try:
-        return abs(psutil.Process(pid).create_time() - started) > 1
-    except psutil.NoSuchProcess:
-        return True
+        if psutil.LINUX:  # ticks since boot: unlike psutil's time of day they stay the same when the clock is set
+            return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        return psutil.Process(pid).create_time()
+    except (psutil.NoSuchProcess, OSError):
+        return None

@@ -16,7 +16,7 @@ from nas_mnist.errors import TrainingDiverged
 from nas_mnist.network import Network
 from nas_mnist.task import MAX_EPOCHS, N_FINAL_EPOCHS
 
-EVALUATION_BATCH = 500
+EVALUATION_BATCH = {"cpu": 128, "cuda": 2500}  # a CPU is twice as fast while the maps fit its cache
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def n_batches(n_images: int, recipe: Recipe) -> int:
 def predict(network: Network, images: Images) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits (B, 10) and labels (B,) of every image in order, batch by batch, in evaluation mode."""
     network.eval()
-    for pixels, labels in images.batches(EVALUATION_BATCH):
+    for pixels, labels in images.batches(EVALUATION_BATCH[images.labels.device.type]):
         yield network(normalise(pixels)), labels
 
 

@@ -1,0 +1,211 @@
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nas_mnist import cli, study
+
+COMMANDS = {name for action in cli.build_parser()._subparsers._group_actions for name in action.choices}
+
+
+def run(capsys, *arguments):
+    """Exit code, stdout and stderr of a command, run in this process."""
+    try:
+        code = cli.main([str(argument) for argument in arguments])
+    except SystemExit as exit:
+        code = exit.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch, data_dir):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory, data_dir):
+    """A folder with a small finished study, and what the search printed."""
+    folder = tmp_path_factory.mktemp("searched")
+    command = [
+        sys.executable,
+        "-m",
+        "nas_mnist",
+        *"search --trials 2 --epochs 1 --train-images 300 --workers 2".split(),
+    ]
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | {"NAS_MNIST_DATA": str(data_dir)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return folder, done
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_and_every_option_has_help_and_is_in_the_readme(command, capsys, request):
+    code, out, _ = run(capsys, command, "--help")
+    readme = (request.config.rootpath / "README.md").read_text()
+    assert code == 0 and f"nas-mnist {command}" in readme
+    parser = next(a for a in cli.build_parser()._subparsers._group_actions).choices[command]
+    assert all(action.help for action in parser._actions), out
+
+
+def test_help_imports_neither_torch_nor_optuna():
+    script = (
+        "import sys\nfrom nas_mnist import cli\n"
+        "try: cli.main(['--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'optuna', 'numpy', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+BAD = [
+    ("search --trials 0", "argument --trials: must be at least 1, not 0"),
+    ("search --trials -5", "argument --trials: must be at least 1, not -5"),
+    ("search --trials ten", "must be a whole number, not 'ten'"),
+    ("search --epochs 0", "--epochs"),
+    ("search --max-params 0", "--max-params"),
+    ("search --max-params 50", "the smallest network of the space has"),
+    ("search --train-images 50001", "2 to 50,000"),
+    ("search --workers 0", "argument --workers: must be at least 1, not 0"),
+    ("search --workers 100000", "make no sense"),
+    ("search --devices cuda:9", "device must be one of"),
+    ("search --devices gpu", "device must be one of"),
+    ("search --optimizer lion", "invalid choice"),
+    ("search --storage mysql://a:secret@localhost/x", "not installed"),
+    ("search --data-dir /proc/nothing", "--data-dir"),
+    ("search --quiet --verbose", "not allowed with"),
+    ("show", "there is no study database at studies/nas_mnist.db"),
+    ("dashboard", "there is no study database at studies/nas_mnist.db"),
+    ("dashboard --port 70000", "must be 1 to 65,535, not 70,000"),
+    ("", "COMMAND"),
+    ("serach", "invalid choice"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BAD, ids=[line for line, _ in BAD])
+def test_bad_input_is_one_line_on_stderr_with_exit_code_2_and_nothing_written(line, message, capsys, in_tmp):
+    code, out, err = run(capsys, *shlex.split(line))
+    assert code == 2 and out == ""
+    assert message in err and err.count("\n") == 1
+    assert "secret" not in err
+    assert list(in_tmp.iterdir()) == []
+
+
+def test_search_prints_a_line_a_trial_and_a_summary(searched):
+    folder, done = searched
+    assert re.search(r"^2/2  trial \d: [\d.]+%, [\d,]+ parameters, c", done.stdout, re.M)
+    assert re.search(r"trained +2 of 2 trials, 0 of them pruned early", done.stdout)
+    for part in ("over budget", "failed", "saved by pruning", "outside training", "next: nas-mnist show"):
+        assert part in done.stdout
+    assert done.stderr == ""
+    assert (folder / "studies" / "nas_mnist.db").exists()
+
+
+def test_show_prints_the_leaderboard(searched, capsys, monkeypatch):
+    monkeypatch.chdir(searched[0])
+    code, out, err = run(capsys, "show")
+    assert code == 0 and err == "" and "2 trained" in out
+    code, out, _ = run(capsys, "show", "--json", "--top", 1)
+    (entry,) = json.loads(out)
+    assert entry["n_parameters"] < 8000 and len(entry["epochs"]) == 1 and entry["accuracy"] > 0
+
+
+def test_same_command_again_finds_nothing_to_do(searched, capsys, monkeypatch, data_dir):
+    monkeypatch.chdir(searched[0])
+    command = "search --trials 2 --epochs 1 --train-images 300 --workers 1 --quiet"
+    code, out, _ = run(capsys, *command.split())
+    assert code == 0 and "2 of 2 trials" in out
+
+
+def test_other_budget_is_refused(searched, capsys, monkeypatch, data_dir):
+    monkeypatch.chdir(searched[0])
+    code, _, err = run(capsys, *"search --epochs 1 --train-images 300 --max-params 5000".split())
+    assert code == 2 and "max_params 8000, not 5000" in err and err.count("\n") == 1
+
+
+def test_ctrl_c_stops_within_seconds_keeps_what_is_finished_and_tells_how_to_go_on(in_tmp, data_dir):
+    arguments = "search --trials 50 --epochs 2 --train-images 2000 --workers 2 --no-warm-start"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nas_mnist", *arguments.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout.readline().startswith("1/50")
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert time.monotonic() - start < 10
+    assert process.returncode == 130
+    assert err.strip().splitlines()[-1].strip() == f"nas-mnist {arguments}"
+    trials = study.load(study.Storage.parse("studies/nas_mnist.db").open(), "nas-mnist").get_trials()
+    now = study.progress(trials)
+    assert now.trained >= 1 and now.running == 0 and now.waiting == now.failed
+
+
+def test_dashboard_serves_the_study_on_this_machine_alone(searched, unused_port):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nas_mnist", "dashboard", "--port", str(unused_port)],
+        cwd=searched[0],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert f"http://127.0.0.1:{unused_port}/" in process.stdout.readline()
+        assert "nas-mnist" in fetch(f"http://127.0.0.1:{unused_port}/api/studies")
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def fetch(url):
+    from urllib.error import URLError
+    from urllib.request import urlopen
+
+    for _ in range(100):
+        try:
+            with urlopen(url) as response:
+                return response.read().decode()
+        except URLError:
+            time.sleep(0.1)
+    raise TimeoutError(url)
+
+
+@pytest.fixture
+def unused_port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_taken_port_is_one_clear_line(searched, capsys, monkeypatch):
+    import socket
+
+    monkeypatch.chdir(searched[0])
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        code, _, err = run(capsys, "dashboard", "--port", taken.getsockname()[1])
+    assert code == 2 and "choose another with --port" in err and err.count("\n") == 1
+
+
+def test_module_runs_as_the_command_does():
+    done = subprocess.run([sys.executable, "-m", "nas_mnist", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("nas-mnist ")
+    assert Path(sys.executable).with_name("nas-mnist").exists()
