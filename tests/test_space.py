@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import optuna
@@ -119,7 +120,18 @@ def test_fingerprint_changes_with_the_space(monkeypatch):
 
 def test_ranges_are_those_of_the_readme(request):
     readme = (request.config.rootpath / "README.md").read_text()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in readme.splitlines() if line.startswith("| `")]
+    ranges = {_base(name): row[1] for row in cells for name in re.findall(r"`(\w+)`", row[0])}
     for name, distribution in space.distributions().items():
-        low = "" if isinstance(distribution, CategoricalDistribution) else f"{distribution.low:g}"
-        row = next((line for line in readme.splitlines() if f"`{name}`" in line or f"`{name[:-2]}_" in line), None)
-        assert row and low in row, name
+        if isinstance(distribution, CategoricalDistribution):
+            shown = [
+                {False: "no", True: "yes"}.get(c, f"`{c}`" if isinstance(c, str) else str(c))
+                for c in distribution.choices
+            ]
+            assert ranges[_base(name)] == ", ".join(shown)
+        else:
+            assert ranges[_base(name)].startswith(f"{distribution.low:g} – {distribution.high:g}"), name
+
+
+def _base(name):
+    return re.sub(r"[_\d]+$", "", name)
