@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nas_mnist import kernels
 from nas_mnist.architecture import Architecture, Conv, MaxPool
 
 
@@ -46,14 +47,38 @@ class NormAct(nn.Module):
     def extra_repr(self) -> str:
         return "norm → ReLU" if self.norm_first else "ReLU → norm"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pool: bool = False) -> Tensor:
+        """With `pool`, the 2×2 max-pool that stands behind is done here too."""
+        if self._has_kernel(x):
+            mask = self.dropout.mask(x).flatten(1) if self.dropout.rate > 0 else None
+            return kernels.norm_relu(x, self.norm, mask, norm_first=self.norm_first, pool=pool)
         if self.norm is None:
             x = F.relu(x)
         elif self.norm_first:
             x = F.relu(self.norm(x))
         else:
             x = self.norm(F.relu(x))
-        return self.dropout(x)
+        x = self.dropout(x)
+        return F.max_pool2d(x, 2) if pool else x
+
+    def _has_kernel(self, x: Tensor) -> bool:
+        """The one place where the fast path is chosen: training on a CPU, in float32."""
+        elementwise = self.dropout.elementwise and self.dropout.rate > 0
+        return self.training and x.device.type == "cpu" and x.dtype == torch.float32 and self.norm and not elementwise
+
+
+class Block(nn.Sequential):
+    """A convolution and what follows it, up to the next token of the line."""
+
+    def forward(self, x: Tensor, pool: bool = False) -> Tensor:
+        *first, last = self
+        for module in first:
+            x = module(x)
+        return last(x, pool=True) if pool else last(x)
+
+    @property
+    def can_pool(self) -> bool:
+        return isinstance(self[-1], NormAct)
 
 
 class GlobalPool(nn.Module):
@@ -74,7 +99,15 @@ class Network(nn.Sequential):
         self.architecture = architecture
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).flatten(1)
+        children = list(self)
+        pooled = False  # already, by the block before
+        for child, following in zip(children, [*children[1:], None], strict=True):
+            if pooled:
+                pooled = False
+                continue
+            pooled = self.training and isinstance(following, nn.MaxPool2d) and getattr(child, "can_pool", False)
+            x = child(x, pool=True) if pooled else child(x)
+        return x.flatten(1)
 
     def draw_from(self, generator: torch.Generator) -> None:
         """Draw every dropout mask from this generator; it lives on the network's device."""
@@ -95,7 +128,7 @@ def _children(architecture: Architecture) -> list[nn.Module]:
     return children
 
 
-def _convolution(layer: Conv, in_channels: int, architecture: Architecture, dropout: float) -> nn.Sequential:
+def _convolution(layer: Conv, in_channels: int, architecture: Architecture, dropout: float) -> Block:
     def norm_act(channels: int, rate: float) -> list[nn.Module]:
         if not layer.activation:
             return []
@@ -112,10 +145,10 @@ def _convolution(layer: Conv, in_channels: int, architecture: Architecture, drop
     size = {"kernel_size": layer.kernel, "stride": layer.stride, "padding": layer.padding}
     if not layer.separable:
         conv = nn.Conv2d(in_channels, layer.channels, **size, bias=layer.bias)
-        return nn.Sequential(conv, *norm_act(layer.channels, dropout))
+        return Block(conv, *norm_act(layer.channels, dropout))
     depthwise = nn.Conv2d(in_channels, in_channels, **size, groups=in_channels, bias=False)
     pointwise = nn.Conv2d(in_channels, layer.channels, 1, bias=layer.bias)
-    return nn.Sequential(depthwise, *norm_act(in_channels, 0.0), pointwise, *norm_act(layer.channels, dropout))
+    return Block(depthwise, *norm_act(in_channels, 0.0), pointwise, *norm_act(layer.channels, dropout))
 
 
 def build(architecture: Architecture, *, seed: int, device: torch.device | str = "cpu") -> Network:
