@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nas_mnist import kernels
 from nas_mnist.data import MEAN, STD
 
 
@@ -66,7 +67,16 @@ def inverse_matrices(
 
 
 def affine(pixels: Tensor, matrices: Tensor) -> Tensor:
-    """Apply inverse matrices (B, 2, 3) to pixels (B, 28, 28) uint8, bilinear, black outside; (B, 1, 28, 28), normalised."""
+    """Apply inverse matrices (B, 2, 3) to pixels (B, 28, 28) uint8: (B, 1, 28, 28), normalised.
+
+    Bilinear, black outside.
+    """
+    if pixels.device.type == "cpu":
+        return kernels.affine(pixels, matrices, MEAN, STD)
+    return _affine(pixels, matrices)
+
+
+def _affine(pixels: Tensor, matrices: Tensor) -> Tensor:
     side = pixels.shape[-1]
     theta = matrices * torch.tensor([1.0, 1.0, 2 / side], device=matrices.device)  # grid_sample counts in half sides
     grid = F.affine_grid(theta, (len(pixels), 1, side, side), align_corners=False)

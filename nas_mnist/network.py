@@ -28,8 +28,9 @@ class Dropout(nn.Module):
     def mask(self, x: Tensor) -> Tensor:
         """0 or 1/keep for each channel (B, C, 1, 1), or for each element of `x`."""
         keep = 1 - self.rate
-        empty = torch.empty_like(x) if self.elementwise else x.new_empty((*x.shape[:2], 1, 1))
-        return empty.bernoulli_(keep, generator=self.generator).div_(keep)
+        like = x if self.elementwise else x[:, :, :1, :1]
+        mask = torch.empty_like(like, dtype=torch.float32)  # whatever the dtype of x, the same draws
+        return mask.bernoulli_(keep, generator=self.generator).div_(keep).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.mask(x) if self.training and self.rate > 0 else x
@@ -49,7 +50,7 @@ class NormAct(nn.Module):
 
     def forward(self, x: Tensor, pool: bool = False) -> Tensor:
         """With `pool`, the 2×2 max-pool that stands behind is done here too."""
-        if self._has_kernel(x):
+        if _has_kernels(self, x) and self.norm and not (self.dropout.elementwise and self.dropout.rate > 0):
             mask = self.dropout.mask(x).flatten(1) if self.dropout.rate > 0 else None
             return kernels.norm_relu(x, self.norm, mask, norm_first=self.norm_first, pool=pool)
         if self.norm is None:
@@ -61,10 +62,15 @@ class NormAct(nn.Module):
         x = self.dropout(x)
         return F.max_pool2d(x, 2) if pool else x
 
-    def _has_kernel(self, x: Tensor) -> bool:
-        """The one place where the fast path is chosen: training on a CPU, in float32."""
-        elementwise = self.dropout.elementwise and self.dropout.rate > 0
-        return self.training and x.device.type == "cpu" and x.dtype == torch.float32 and self.norm and not elementwise
+
+class Depthwise(nn.Conv2d):
+    """A convolution of each channel by itself, without a bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        stride, padding, kernel = self.stride[0], self.padding[0], self.kernel_size[0]
+        if _has_kernels(self, x) and stride == 1 and padding < kernel:
+            return kernels.depthwise(x, self.weight, padding)
+        return super().forward(x)
 
 
 class Block(nn.Sequential):
@@ -116,10 +122,15 @@ class Network(nn.Sequential):
                 module.generator = generator
 
 
+def _has_kernels(module: nn.Module, x: Tensor) -> bool:
+    """The one place where the fast path is chosen: training on a CPU, in float32."""
+    return module.training and x.device.type == "cpu" and x.dtype == torch.float32
+
+
 def _children(architecture: Architecture) -> list[nn.Module]:
     last_conv = max((i for i, layer in enumerate(architecture.layers) if isinstance(layer, Conv)), default=-1)
     children = []
-    for i, (layer, shape) in enumerate(zip(architecture.layers, architecture.shapes)):
+    for i, (layer, shape) in enumerate(zip(architecture.layers, architecture.shapes, strict=True)):
         if isinstance(layer, Conv):
             dropout = 0.0 if i == last_conv else architecture.dropout
             children.append(_convolution(layer, shape.in_channels, architecture, dropout))
@@ -146,7 +157,7 @@ def _convolution(layer: Conv, in_channels: int, architecture: Architecture, drop
     if not layer.separable:
         conv = nn.Conv2d(in_channels, layer.channels, **size, bias=layer.bias)
         return Block(conv, *norm_act(layer.channels, dropout))
-    depthwise = nn.Conv2d(in_channels, in_channels, **size, groups=in_channels, bias=False)
+    depthwise = Depthwise(in_channels, in_channels, **size, groups=in_channels, bias=False)
     pointwise = nn.Conv2d(in_channels, layer.channels, 1, bias=layer.bias)
     return Block(depthwise, *norm_act(in_channels, 0.0), pointwise, *norm_act(layer.channels, dropout))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nas_mnist import kernels
 from nas_mnist.augment import Augmentation, augment, normalise
 from nas_mnist.data import Images
 from nas_mnist.errors import TrainingDiverged
@@ -63,6 +64,8 @@ def train(
     device. Raises `TrainingDiverged` at the end of an epoch whose loss is not finite.
     """
     device = next(network.parameters()).device
+    if device.type == "cpu":
+        kernels.keep_memory()
     generator = torch.Generator(device).manual_seed(seed)
     network.draw_from(generator)
     optimizer = make_optimizer(network, recipe)
