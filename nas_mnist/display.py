@@ -7,12 +7,14 @@ from typing import Any
 from optuna.trial import FrozenTrial
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from nas_mnist.search import EpochTrained, SearchBegan, SearchSettings, Summary, TrialEnded, TrialStarted
+from nas_mnist.baselines import BaselinesBegan, BaselineSettings, BaselineStarted, Job
+from nas_mnist.search import SearchBegan, SearchSettings, Summary
 from nas_mnist.training import EpochResult
+from nas_mnist.trial import EpochTrained, TrialEnded, TrialStarted
 from nas_mnist.workers import Worker, WorkerDied
 
 
@@ -138,6 +140,61 @@ class SearchDisplay:
         accuracy = f"{line.epoch.val_accuracy:.2%}" if line.epoch else ""
         epoch = f"{line.epoch.number if line.epoch else 0}/{self._settings.epochs}"
         return f"trial {line.started.trial}", f"epoch {epoch}", accuracy, line.started.architecture
+
+
+class BaselineDisplay:
+    """Follows the events of the baselines: a bar over all epochs on a terminal, and a line for each finished run."""
+
+    def __init__(self, console: Console, settings: BaselineSettings):
+        self._console, self._epochs = console, settings.epochs
+        self._jobs: dict[int, Job] = {}  # by worker
+        self._progress = Progress(
+            TextColumn("[bold]epochs"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[jobs]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+            speed_estimate_period=600,
+        )
+        self._task = self._progress.add_task("", total=None, jobs="")
+
+    def __enter__(self) -> "BaselineDisplay":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._progress.stop()
+
+    def __call__(self, worker: Worker | None, event: Any) -> None:
+        """Take in one event; this is what `train_baselines` calls."""
+        match event:
+            case BaselinesBegan(n_left=n_left, n_done=n_done):
+                self._progress.update(self._task, total=n_left * self._epochs)
+                if n_done:
+                    self._say(f"{n_done} runs are done already, {n_left} are left")
+            case BaselineStarted(job=job):
+                self._jobs[worker.index] = job
+            case EpochTrained(epoch=epoch):
+                self._progress.advance(self._task)
+                if epoch.number == self._epochs:
+                    self._say(f"{_job_name(self._jobs[worker.index])}: {epoch.val_accuracy:.2%}")
+            case TrialEnded(accuracy=None):
+                self._say(f"{_job_name(self._jobs[worker.index])}: diverged")
+            case WorkerDied(reason=reason):
+                self._say(f"worker {worker.index} died ({reason}) and is started again; its run is queued again")
+        self._progress.update(self._task, jobs=", ".join(_job_name(job) for job in self._jobs.values()))
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _job_name(job: Job) -> str:
+    return f"{job.system} seed {job.seed}"
 
 
 def duration(seconds: float) -> str:

@@ -1,11 +1,9 @@
 """The search: worker processes that draw candidates, train them, and report every epoch to the study."""
 
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,12 @@ from optuna.trial import FrozenTrial
 
 from nas_mnist import space, study, zoo
 from nas_mnist.data import DATASET, N_FOLDS, SEARCH_PARTITION, Split, load_train, prepare, search_split
-from nas_mnist.errors import ArchitectureError, BudgetError, TrainingDiverged
+from nas_mnist.errors import ArchitectureError, BudgetError
 from nas_mnist.network import build, count_parameters
 from nas_mnist.space import Candidate
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
-from nas_mnist.training import EpochResult, Recipe, final_accuracy, train
+from nas_mnist.training import Recipe, final_accuracy
+from nas_mnist.trial import TrialStarted, WorkerDone, record, train_and_report, work_off
 from nas_mnist.workers import Send, Worker, run_workers
 
 
@@ -54,44 +53,11 @@ class SearchSettings:
 
 
 @dataclass(frozen=True)
-class TrialStarted:
-    """A worker began to train a candidate."""
-
-    trial: int
-    architecture: str
-    n_parameters: int
-
-
-@dataclass(frozen=True)
-class EpochTrained:
-    trial: int
-    epoch: EpochResult
-
-
-@dataclass(frozen=True)
-class TrialEnded:
-    """A trial is over and stored: trained to the end, pruned, or over the budget."""
-
-    trial: int
-    over_budget: bool
-    n_epochs: int
-    accuracy: float | None  # the objective; None if it was pruned
-
-
-@dataclass(frozen=True)
 class SearchBegan:
     """What earlier runs left in the study: how many trials are trained, and the best of them."""
 
     n_trained: int
     best: FrozenTrial | None
-
-
-@dataclass(frozen=True)
-class WorkerDone:
-    """Where a worker's time went: in training and validation, and altogether, start-up and waiting at the end apart."""
-
-    training_seconds: float
-    total_seconds: float
 
 
 @dataclass(frozen=True)
@@ -104,9 +70,6 @@ class Summary:
     best: tuple[FrozenTrial, ...]
     seconds: float
     overhead: float | None  # share of the workers' time outside training; None if no worker finished
-
-
-Event = SearchBegan | TrialStarted | EpochTrained | TrialEnded | WorkerDone
 
 
 def search(settings: SearchSettings, workers: list[Worker], on_event: Callable[[Worker | None, Any], None]) -> Summary:
@@ -224,8 +187,8 @@ def reference_points(max_params: int) -> dict[str, Any]:
 
 def _work(settings: SearchSettings, worker: Worker, send: Send) -> None:
     """What one worker process does, from first to last."""
-    split = search_split(load_train(settings.data_dir), settings.train_images)
     device = torch.device(worker.device)
+    split = search_split(load_train(settings.data_dir), settings.train_images)
     split = Split(split.train.to(device), split.val.to(device))
     shared = study.SharedStudy(
         settings.storage,
@@ -235,37 +198,10 @@ def _work(settings: SearchSettings, worker: Worker, send: Send) -> None:
         worker=worker.index,
         pruner=pruner(settings),
     )
-    clock = _Clock(send)
-    start = time.perf_counter()
-    study.work_off(
-        shared,
-        lambda trial: objective(trial, settings, split, device, clock),
-        lambda _, trial: send(
-            TrialEnded(
-                trial.number, study.is_over_budget(trial), len(trial.intermediate_values), _objective_value(trial)
-            )
-        ),
-    )
-    total = time.perf_counter() - start - shared.waited_seconds
-    send(WorkerDone(clock.training_seconds, total))
+    work_off(shared, lambda trial, send: objective(trial, settings, split, device, send), send)
 
 
-class _Clock:
-    """Passes events on and adds up the time spent in training."""
-
-    def __init__(self, send: Send):
-        self._send = send
-        self.training_seconds = 0.0
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, EpochTrained):
-            self.training_seconds += event.epoch.train_seconds + event.epoch.val_seconds
-        self._send(event)
-
-
-def objective(
-    trial: optuna.Trial, settings: SearchSettings, split: Split, device: torch.device, send: Callable[[Event], None]
-) -> float:
+def objective(trial: optuna.Trial, settings: SearchSettings, split: Split, device: torch.device, send: Send) -> float:
     """One trial from sampling to result: the mean validation accuracy of its last two epochs.
 
     Raises `optuna.TrialPruned` for a candidate over the budget, which is never trained, for one that cannot win any
@@ -277,62 +213,12 @@ def objective(
     )
     n_parameters = count_parameters(candidate.architecture)
     seed = int(np.random.SeedSequence([settings.seed, trial.number]).generate_state(1)[0])
-    for name, value in describe(candidate, n_parameters, seed, device).items():
-        trial.set_user_attr(name, value)
+    record(trial, candidate, n_parameters, seed, device)
     if study.CONSTRAINT not in trial.constraints:  # a retried trial brings its constraint along
         trial.set_constraint(study.CONSTRAINT, n_parameters - (settings.max_params - 1))
     if n_parameters >= settings.max_params:
         raise optuna.TrialPruned(f"{n_parameters:,} parameters, over the budget")
-
     send(TrialStarted(trial.number, str(candidate.architecture), n_parameters))
     network = build(candidate.architecture, seed=seed, device=device)
-    epochs: list[EpochResult] = []
-    try:
-        for epoch in train(network, candidate.recipe, split.train, split.val, seed=seed):
-            epochs.append(epoch)
-            trial.set_user_attr("epochs", [asdict(e) for e in epochs])
-            trial.report(epoch.val_accuracy, epoch.number)
-            send(EpochTrained(trial.number, epoch))
-            if trial.should_prune():
-                raise optuna.TrialPruned("cannot win any more")
-    except TrainingDiverged as error:
-        trial.set_user_attr("reason", str(error))
-        raise optuna.TrialPruned(str(error)) from None
-    finally:
-        trial.set_user_attr("seconds", sum(e.train_seconds + e.val_seconds for e in epochs))
-    return final_accuracy([e.val_accuracy for e in epochs])
-
-
-def _objective_value(trial: FrozenTrial) -> float | None:
-    """Optuna gives a pruned trial its last report as its value, which is no objective."""
-    return trial.value if trial.state == optuna.trial.TrialState.COMPLETE else None
-
-
-def describe(candidate: Candidate, n_parameters: int, seed: int, device: torch.device) -> dict[str, Any]:
-    """What a trial's user attributes tell about its candidate; flat, so that the dashboard can sort by them."""
-    return {
-        "architecture": str(candidate.architecture),
-        "n_parameters": n_parameters,
-        "n_macs": candidate.architecture.n_macs,
-        "receptive_field": candidate.architecture.receptive_field,
-        "recipe": asdict(candidate.recipe),
-        "seed": seed,
-        "device": device_name(device),
-        "versions": versions(),
-    }
-
-
-@cache
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-@cache
-def versions() -> str:
-    packages = ("nas-mnist", "torch", "optuna")
-    return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)])
+    epochs = train_and_report(trial, network, candidate.recipe, split, seed, send)
+    return final_accuracy([epoch.val_accuracy for epoch in epochs])

@@ -161,6 +161,6 @@ def _make_schedule(
         optimizer,
         recipe.learning_rate,
         total_steps=n_steps + 1,  # so that the step after the last, which OneCycleLR insists on, exists
-        pct_start=recipe.warmup_fraction,
+        pct_start=max(recipe.warmup_fraction, 2 / (n_steps + 1)),  # it divides by the length of the rise
         cycle_momentum=False,
     )

@@ -9,7 +9,8 @@ from nas_mnist import search, space, study
 from nas_mnist.architecture import parse
 from nas_mnist.data import search_split
 from nas_mnist.errors import BudgetError, DataError, StudyError
-from nas_mnist.search import EpochTrained, SearchSettings, TrialEnded, TrialStarted
+from nas_mnist.search import SearchSettings
+from nas_mnist.trial import EpochTrained, TrialEnded, TrialStarted
 from nas_mnist.workers import Worker
 
 CPU = torch.device("cpu")

@@ -75,6 +75,14 @@ def test_last_batch_of_one_image_is_left_out(split, n, batch_size, steps):
     assert math.isfinite(run(few, recipe, architecture=architecture)[0].train_loss)
 
 
+@pytest.mark.parametrize("n", [2, 10, 200, 300])
+def test_a_run_of_very_few_steps_is_possible(split, n):
+    few = data.Split(split.train.part(split.train.indices[:n]), split.val.part(split.val.indices[:50]))
+    for epochs in (1, 2):
+        *_, last = run(few, replace(RECIPE, epochs=epochs))
+        assert last.number == epochs and math.isfinite(last.train_loss)
+
+
 def test_training_never_touches_the_global_generator(split):
     before = torch.get_rng_state()
     run(split, replace(RECIPE, epochs=1))
