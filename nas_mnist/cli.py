@@ -17,6 +17,7 @@ from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
 
 DEFAULT_STORAGE = "studies/nas_mnist.db"
 DEFAULT_STUDY = "nas-mnist"
+BASELINES_STUDY = "nas-mnist-baselines"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -49,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="nas-mnist", description="Search for the best tiny convolutional network on MNIST.")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_search, _add_show, _add_dashboard):
+    for add in (_add_search, _add_show, _add_dashboard, _add_describe, _add_find_lr, _add_baselines):
         add(commands)
     return parser
 
@@ -265,4 +266,196 @@ def _dashboard(arguments) -> int:
     from nas_mnist import dashboard, study
 
     dashboard.serve(study.Storage.parse(arguments.storage), arguments.host, arguments.port)
+    return 0
+
+
+# --- describe --------------------------------------------------------------------------------------------------------
+
+
+def _add_architecture(parser, **options) -> None:
+    parser.add_argument(
+        "architecture",
+        metavar="NAME|NOTATION",
+        help='a reference system, or a line such as "c8 M c16 G c10k1-"',
+        **options,
+    )
+
+
+def _add_describe(commands) -> None:
+    parser = _command(commands, "describe", _describe, "print layers, receptive fields and costs of a network")
+    _add_architecture(parser, nargs="?")
+    parser.add_argument("--trial", type=_at_least(0), metavar="N", help="the network of this trial of the study")
+    parser.add_argument(
+        "--max-params",
+        type=_at_least(1),
+        default=MAX_PARAMS,
+        metavar="N",
+        help="the budget: a network has fewer (default: %(default)s)",
+    )
+    _add_json(parser)
+    _add_storage(parser)
+
+
+def _describe(arguments) -> int:
+    from rich.console import Console
+
+    from nas_mnist import report, zoo
+    from nas_mnist.network import count_parameters
+
+    architecture = _described_architecture(arguments)
+    n_parameters = count_parameters(architecture)
+    verdict = 0 if n_parameters < arguments.max_params else 1
+    if arguments.json:
+        values = report.description_values(architecture, n_parameters, arguments.max_params)
+        print(json.dumps(values, indent=2, ensure_ascii=False))
+        return verdict
+    console = Console(highlight=False)
+    console.print(report.description(architecture, n_parameters, arguments.max_params), crop=False)
+    if arguments.architecture in zoo.ZOO:
+        console.print(report.published_lines(zoo.ZOO[arguments.architecture]))
+    return verdict
+
+
+def _described_architecture(arguments):
+    from nas_mnist import zoo
+    from nas_mnist.errors import ArchitectureError
+
+    if (arguments.architecture is None) == (arguments.trial is None):
+        raise ArchitectureError("describe takes one network: give a name, a notation line in quotes, or --trial N")
+    if arguments.trial is None:
+        return zoo.resolve(arguments.architecture)
+    from nas_mnist import study
+
+    found = study.load(study.Storage.parse(arguments.storage).open(), arguments.study)
+    return zoo.resolve(study.find_trial(found, arguments.trial).user_attrs["architecture"])
+
+
+# --- find-lr ---------------------------------------------------------------------------------------------------------
+
+
+def _add_find_lr(commands) -> None:
+    parser = _command(commands, "find-lr", _find_lr, "raise the learning rate until the loss explodes, and draw it")
+    _add_architecture(parser)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also draw it into this PNG, SVG or PDF file")
+    parser.add_argument(
+        "--from", dest="lowest", type=float, default=1e-5, metavar="RATE", help="first rate (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--to", dest="highest", type=float, default=10.0, metavar="RATE", help="last rate (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps", type=_at_least(1), default=300, metavar="N", help="batches, one for each rate (default: %(default)s)"
+    )
+    parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="(default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda:0, … (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=_at_least(0), default=0, metavar="N", help="of weights and batches (default: %(default)s)"
+    )
+    _add_json(parser)
+    _add_data_dir(parser)
+
+
+def _find_lr(arguments) -> int:
+    from rich.console import Console
+    from rich.progress import track
+
+    from nas_mnist import data, lr_finder, report, zoo
+    from nas_mnist.training import Recipe
+    from nas_mnist.workers import plan_workers
+
+    architecture = zoo.resolve(arguments.architecture)
+    rates = lr_finder.RateRange(arguments.lowest, arguments.highest, arguments.steps)
+    if arguments.out:
+        report.check_figure_path(arguments.out)
+    plan_workers(1, [arguments.device])
+    data.prepare(_data_dir(arguments))
+    images = data.search_split(data.load_train(_data_dir(arguments))).train
+    steps = lr_finder.range_test(
+        architecture, Recipe(optimizer=arguments.optimizer), images, rates, seed=arguments.seed, device=arguments.device
+    )
+    progress = Console(stderr=True)
+    curve = lr_finder.fit(
+        track(
+            steps,
+            "trying rates",
+            total=rates.n_steps,
+            console=progress,
+            transient=True,
+            disable=not progress.is_terminal,
+        )
+    )
+    if arguments.out:
+        report.save_figure(report.rate_curve_figure(curve, str(architecture)), arguments.out)
+    if arguments.json:
+        print(json.dumps(report.rate_curve_values(curve), indent=2))
+        return 0
+    console = Console(highlight=False)
+    console.print(report.rate_curve_plot(curve, min(console.width, 100)))
+    console.print(report.rate_curve_lines(curve))
+    return 0
+
+
+# --- baselines -------------------------------------------------------------------------------------------------------
+
+
+def _add_baselines(commands) -> None:
+    parser = _command(
+        commands,
+        "baselines",
+        _baselines,
+        "train the reference systems with one recipe on all images, and compare with what was published",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="reference systems (default: all ten)")
+    parser.add_argument(
+        "--seeds", type=_at_least(1, 1000), default=1, metavar="K", help="runs of each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--epochs", type=_at_least(1, 1000), default=MAX_EPOCHS, metavar="N", help="of a run (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--train-images",
+        type=_at_least(2, 60_000),
+        default=60_000,
+        metavar="N",
+        help="fewer for a quick look, in another --study (default: %(default)s)",
+    )
+    _add_json(parser)
+    _add_workers(parser)
+    _add_storage(parser)
+    parser.set_defaults(study=BASELINES_STUDY)
+    _add_data_dir(parser)
+
+
+def _baselines(arguments) -> int:
+    from rich.console import Console
+
+    from nas_mnist import baselines, display, report, study
+    from nas_mnist.workers import plan_workers
+
+    settings = baselines.BaselineSettings(
+        storage=study.Storage.parse(arguments.storage),
+        study_name=arguments.study,
+        names=tuple(arguments.names) or tuple(baselines.ZOO),
+        n_seeds=arguments.seeds,
+        epochs=arguments.epochs,
+        train_images=arguments.train_images,
+        data_dir=_data_dir(arguments),
+    )
+    workers = plan_workers(arguments.workers, arguments.devices)
+    try:
+        with display.BaselineDisplay(Console(stderr=arguments.json), settings) as show:
+            results = baselines.train_baselines(settings, workers, show)
+    except KeyboardInterrupt:
+        print(f"stopped; finished runs are kept. To go on:\n  {arguments.command_line}", file=sys.stderr)
+        return 130
+    if arguments.json:
+        print(json.dumps([report.baseline_values(result) for result in results], indent=2, ensure_ascii=False))
+        return 0
+    console = Console(highlight=False)
+    console.print(
+        report.baselines_table(results),
+        report.baselines_note(settings.recipe, settings.train_images),
+        sep="\n",
+        crop=False,
+    )
     return 0

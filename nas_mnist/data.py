@@ -106,7 +106,9 @@ def load_train(data_dir: Path) -> Images:
 
 
 def load_test(data_dir: Path) -> Images:
-    """The 10,000 test images. Only `retrain`, `evaluate` and `export` may read them, after the choice is made."""
+    """The 10,000 test images. Only `retrain`, `evaluate` and `export` may read them, after the choice is made;
+    and `baselines`, which chooses nothing.
+    """
     return _load(data_dir / DATASET, "test")
 
 

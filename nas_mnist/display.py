@@ -176,7 +176,7 @@ class BaselineDisplay:
             case BaselinesBegan(n_left=n_left, n_done=n_done):
                 self._progress.update(self._task, total=n_left * self._epochs)
                 if n_done:
-                    self._say(f"{n_done} runs are done already, {n_left} are left")
+                    self._say(f"runs done already: {n_done}; left: {n_left}")
             case BaselineStarted(job=job):
                 self._jobs[worker.index] = job
             case EpochTrained(epoch=epoch):

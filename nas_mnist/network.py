@@ -63,7 +63,7 @@ class NormAct(nn.Module):
         return F.max_pool2d(x, 2) if pool else x
 
 
-class Depthwise(nn.Conv2d):
+class DepthwiseConv2d(nn.Conv2d):  # torchinfo counts the multiply-adds of a class by the "Conv" in its name
     """A convolution of each channel by itself, without a bias."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def _convolution(layer: Conv, in_channels: int, architecture: Architecture, drop
     if not layer.separable:
         conv = nn.Conv2d(in_channels, layer.channels, **size, bias=layer.bias)
         return Block(conv, *norm_act(layer.channels, dropout))
-    depthwise = Depthwise(in_channels, in_channels, **size, groups=in_channels, bias=False)
+    depthwise = DepthwiseConv2d(in_channels, in_channels, **size, groups=in_channels, bias=False)
     pointwise = nn.Conv2d(in_channels, layer.channels, 1, bias=layer.bias)
     return Block(depthwise, *norm_act(in_channels, 0.0), pointwise, *norm_act(layer.channels, dropout))
 

@@ -233,6 +233,21 @@ def load(storage: RDBStorage, name: str) -> optuna.Study:
         raise StudyError(f"there is no study {name!r} in this storage (there: {there}): see --study") from None
 
 
+def find_trial(study: optuna.Study, number: int) -> FrozenTrial:
+    """The trial of this number, which has drawn its architecture. Raises `StudyError` if there is none."""
+    trials = study.get_trials(deepcopy=False)
+    if not number < len(trials):
+        raise StudyError(
+            f"there is no trial {number} in study {study.study_name!r}, which has {len(trials)}, counted from 0: "
+            "see `nas-mnist show`"
+        )
+    if "architecture" not in trials[number].user_attrs:
+        raise StudyError(
+            f"trial {number} has not drawn its network ({trials[number].state.name}): see `nas-mnist show`"
+        )
+    return trials[number]
+
+
 @dataclass(frozen=True)
 class Progress:
     """How many trials of a study are in which state. Trained means: one epoch at least, ended by itself or pruned."""

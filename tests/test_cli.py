@@ -90,6 +90,19 @@ BAD = [
     ("show", "there is no study database at studies/nas_mnist.db"),
     ("dashboard", "there is no study database at studies/nas_mnist.db"),
     ("dashboard --port 70000", "must be 1 to 65,535, not 70,000"),
+    ("describe", "describe takes one network"),
+    ("describe era1a7 --trial 0", "describe takes one network"),
+    ("describe era1a8", "is no reference system (era1a7, eva-drilldown"),
+    ("describe 'c8 x G'", "`x` at position 4 is no layer"),
+    ("describe --trial 0", "there is no study database at studies/nas_mnist.db"),
+    ("find-lr era1a8", "is no reference system"),
+    ("find-lr era1a7 --from 1 --to 0.1", "must rise"),
+    ("find-lr era1a7 --steps 10", "at least 50 steps, not 10"),
+    ("find-lr era1a7 --out lr.txt", "a figure is a .png, .svg or .pdf file, not lr.txt"),
+    ("find-lr era1a7 --device cuda:9", "device must be one of"),
+    ("baselines era1a8", "there is no reference system 'era1a8': choose one of era1a7"),
+    ("baselines --seeds 0", "argument --seeds: must be 1 to 1,000, not 0"),
+    ("baselines --storage mysql://a:secret@localhost/x", "not installed"),
     ("", "COMMAND"),
     ("serach", "invalid choice"),
 ]
@@ -209,3 +222,41 @@ def test_module_runs_as_the_command_does():
     done = subprocess.run([sys.executable, "-m", "nas_mnist", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("nas-mnist ")
     assert Path(sys.executable).with_name("nas-mnist").exists()
+
+
+def test_describe_works_without_a_study_and_its_exit_code_is_the_verdict(capsys, in_tmp):
+    code, out, err = run(capsys, "describe", "era1a7")
+    assert code == 0 and err == "" and list(in_tmp.iterdir()) == []
+    for part in ("Total params: 4,392", "receptive field", "✓ 4,392 parameters", "99.46% in the last epoch"):
+        assert part in out
+    code, out, _ = run(capsys, "describe", "c8 M c16 G c10k1-", "--max-params", 1000)
+    assert code == 1 and "✗ 1,432 parameters: not fewer than 1,000, 433 too many" in out
+
+
+def test_describe_shows_the_network_of_a_trial(searched, capsys, monkeypatch):
+    monkeypatch.chdir(searched[0])
+    shown = json.loads(run(capsys, "show", "--json")[1])[0]
+    code, out, _ = run(capsys, "describe", "--trial", shown["trial"], "--json")
+    assert code == 0 and json.loads(out)["architecture"] == shown["architecture"]
+    code, _, err = run(capsys, "describe", "--trial", 99)
+    assert code == 2 and "there is no trial 99 in study 'nas-mnist'" in err and err.count("\n") == 1
+
+
+def test_find_lr_draws_the_curve_on_the_terminal_and_into_a_file(capsys, in_tmp):
+    code, out, err = run(capsys, *shlex.split("find-lr 'c8s2 c16s2 G c10k1-' --steps 60 --from 1e-3 --out lr.png"))
+    assert code == 0 and err == ""
+    assert "learning rate" in out and "steepest descent" in out
+    assert (in_tmp / "lr.png").read_bytes().startswith(b"\x89PNG")
+    code, out, _ = run(capsys, *shlex.split("find-lr 'c8s2 c16s2 G c10k1-' --steps 60 --from 1e-3 --json"))
+    assert code == 0 and json.loads(out)["minimum"] == pytest.approx(10 * json.loads(out)["tenth_of_minimum"])
+
+
+def test_baselines_train_in_worker_processes_and_are_not_repeated(capsys, in_tmp):
+    command = "baselines eva6s4-ultrasmall --epochs 1 --train-images 200 --workers 1"
+    code, out, _ = run(capsys, *command.split())
+    assert code == 0 and re.search(r"^eva6s4-ultrasmall +4,464 +99.00%\* +[\d.]+% +1 ", out, re.M)
+    code, out, _ = run(capsys, *command.split(), "--json")
+    (result,) = json.loads(out)
+    assert code == 0 and len(result["runs"]) == 1 and result["published"]["best"] == 0.99
+    trials = study.load(study.Storage.parse("studies/nas_mnist.db").open(), cli.BASELINES_STUDY).get_trials()
+    assert [trial.state.name for trial in trials] == ["COMPLETE"]

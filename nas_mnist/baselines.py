@@ -1,0 +1,255 @@
+"""The reference systems trained with one common recipe, to compare with what was published of them.
+
+They train on all 60,000 images and meet the test set after every epoch, as their authors' networks did; nothing is
+chosen by it, and what counts is the last epoch. Each run is a trial of a study of its own: a run that is in it is never
+repeated, and the dashboard shows them all.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import optuna
+import torch
+from optuna.trial import FrozenTrial, TrialState
+
+from nas_mnist import study
+from nas_mnist.data import DATASET, N_TRAIN_IMAGES, Split, load_test, load_train, prepare, search_split
+from nas_mnist.network import build, count_parameters
+from nas_mnist.space import Candidate
+from nas_mnist.task import MAX_EPOCHS, N_FINAL_EPOCHS
+from nas_mnist.training import Recipe
+from nas_mnist.trial import record, train_and_report, work_off
+from nas_mnist.workers import Send, Worker, run_workers
+from nas_mnist.zoo import ZOO, ReferenceSystem, find
+
+MAX_SEED, LONGEST = 10_000, 1_000
+
+# One for all ten. With batch norm a maximum rate of 0.1 and one of 0.3 come out alike; without it, in lite-m1, classes
+# die at 0.2: its logits go through a ReLU, and a class whose logit is 0 on every image has no gradient to come back by.
+RECIPE = Recipe(learning_rate=0.1)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. A run of another line is another job, even under the same name."""
+
+    system: str
+    architecture: str
+    seed: int
+    epochs: int
+
+
+@dataclass(frozen=True)
+class BaselineSettings:
+    """Which systems to train, how often and how long. Raises `ArchitectureError` for a name that is not in the zoo."""
+
+    storage: study.Storage
+    study_name: str = "nas-mnist-baselines"
+    names: tuple[str, ...] = tuple(ZOO)
+    n_seeds: int = 1
+    epochs: int = MAX_EPOCHS
+    train_images: int = N_TRAIN_IMAGES
+    data_dir: Path = Path()
+
+    def __post_init__(self):
+        for name in self.names:
+            find(name)
+
+    @property
+    def recipe(self) -> Recipe:
+        return replace(RECIPE, epochs=self.epochs)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the runs of a study have in common; a study of another identity is refused."""
+        recipe = asdict(RECIPE)
+        del recipe["epochs"]
+        return {"dataset": DATASET, "train_images": self.train_images, **recipe}
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The first seed of every system, then the second: a run that is stopped early has seen them all."""
+        return [
+            Job(name, str(ZOO[name].architecture), seed, self.epochs)
+            for seed in range(self.n_seeds)
+            for name in dict.fromkeys(self.names)
+        ]
+
+
+@dataclass(frozen=True)
+class BaselinesBegan:
+    """How many runs there are to do, earlier ones not counted, and how many are done already."""
+
+    n_left: int
+    n_done: int
+
+
+@dataclass(frozen=True)
+class BaselineStarted:
+    """A worker began a run."""
+
+    trial: int
+    job: Job
+
+
+@dataclass(frozen=True)
+class BaselineRun:
+    """One finished run: the test accuracy after each epoch, as a fraction."""
+
+    seed: int
+    accuracies: tuple[float, ...]
+    seconds: float  # of training and testing
+    device: str
+    versions: str
+
+    @property
+    def worst_of_last(self) -> float:
+        return min(self.accuracies[-N_FINAL_EPOCHS:])
+
+
+@dataclass(frozen=True)
+class BaselineResult:
+    """What a system reaches with the common recipe, over all the runs there are. Accuracies are of the last epoch."""
+
+    system: ReferenceSystem
+    epochs: int
+    runs: tuple[BaselineRun, ...]
+    n_diverged: int
+
+    @property
+    def mean(self) -> float | None:
+        return mean(run.accuracies[-1] for run in self.runs) if self.runs else None
+
+    @property
+    def standard_deviation(self) -> float | None:
+        """Between seeds; None for fewer than two."""
+        return stdev(run.accuracies[-1] for run in self.runs) if len(self.runs) > 1 else None
+
+    @property
+    def worst_of_last(self) -> float | None:
+        """The worst of the last two epochs of any run."""
+        return min((run.worst_of_last for run in self.runs), default=None)
+
+    @property
+    def seconds(self) -> float | None:
+        return mean(run.seconds for run in self.runs) if self.runs else None
+
+    @property
+    def difference(self) -> float | None:
+        """Mean minus published, as a fraction."""
+        return self.mean - self.system.published_accuracy if self.runs else None
+
+
+def train_baselines(
+    settings: BaselineSettings, workers: list[Worker], on_event: Callable[[Worker | None, Any], None]
+) -> tuple[BaselineResult, ...]:
+    """Train what is missing, and return what all runs of these systems have come to.
+
+    Raises `KeyboardInterrupt` when stopped, finished runs kept; `StudyError` if the study is of another recipe.
+    """
+    prepare(settings.data_dir)
+    _split(settings)
+    storage = settings.storage.open(create=True)
+    with settings.storage.lock():
+        study.create(storage, settings.study_name, metric="test accuracy", attributes={"identity": settings.identity})
+        found = study.load(storage, settings.study_name)
+        study.recover(found)
+    done = _taken(found.get_trials(deepcopy=False), TrialState.COMPLETE, TrialState.PRUNED)
+    n_left = sum(job not in done for job in settings.jobs)
+    on_event(None, BaselinesBegan(n_left, len(settings.jobs) - n_left))
+    try:
+        if n_left:
+            run_workers(partial(_work, settings), workers[:n_left], on_event)
+    finally:
+        with settings.storage.lock():
+            study.recover(found)
+    return results(settings)
+
+
+def results(settings: BaselineSettings) -> tuple[BaselineResult, ...]:
+    """What is in the study of the systems asked for, trained for as many epochs; in the zoo's order."""
+    found = study.load(settings.storage.open(), settings.study_name)
+    trials = found.get_trials(deepcopy=False)
+    return tuple(_result(ZOO[name], settings.epochs, trials) for name in ZOO if name in settings.names)
+
+
+def _result(system: ReferenceSystem, epochs: int, trials: Iterable[FrozenTrial]) -> BaselineResult:
+    own = [
+        t for t in trials if (job := _job(t)) and (job.architecture, job.epochs) == (str(system.architecture), epochs)
+    ]
+    own = [t for t in own if _job(t).system == system.name]
+    runs = [
+        BaselineRun(
+            _job(trial).seed,
+            tuple(trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)),
+            **{name: trial.user_attrs[name] for name in ("seconds", "device", "versions")},
+        )
+        for trial in own
+        if trial.state == TrialState.COMPLETE
+    ]
+    n_diverged = sum(trial.state == TrialState.PRUNED for trial in own)
+    return BaselineResult(system, epochs, tuple(sorted(runs, key=lambda run: run.seed)), n_diverged)
+
+
+def _job(trial: FrozenTrial) -> Job | None:
+    """The job a trial stands for; it is written down when the trial is queued, before any parameter is drawn."""
+    return Job(**trial.user_attrs["job"]) if "job" in trial.user_attrs else None
+
+
+def _taken(trials: Iterable[FrozenTrial], *states: TrialState) -> set[Job | None]:
+    return {_job(trial) for trial in trials if trial.state in states}
+
+
+def _split(settings: BaselineSettings) -> Split:
+    """All images to train on and, instead of validation images, the test set."""
+    images = load_train(settings.data_dir)
+    if settings.train_images != N_TRAIN_IMAGES:
+        images = search_split(images, settings.train_images).train
+    return Split(images, load_test(settings.data_dir))
+
+
+def _work(settings: BaselineSettings, worker: Worker, send: Send) -> None:
+    """What one worker process does, from first to last."""
+    device = torch.device(worker.device)
+    split = _split(settings)
+    split = Split(split.train.to(device), split.val.to(device))
+    shared = study.SharedStudy(
+        settings.storage,
+        settings.study_name,
+        demand=lambda now: now.waiting or _queue_next(shared, settings),
+        seed=0,
+        worker=worker.index,
+        pruner=optuna.pruners.NopPruner(),
+    )
+    work_off(shared, lambda trial, send: _train(trial, split, device, send), send)
+
+
+def _queue_next(found: optuna.Study, settings: BaselineSettings) -> int:
+    """Queue the first job that no trial stands for, under the lock, and say how many there were: 1 or 0.
+
+    One at a time, so that a command does not inherit what another one, stopped long ago, had left in the queue.
+    """
+    states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING)
+    taken = _taken(found.get_trials(deepcopy=False), *states)
+    for job in settings.jobs:
+        if job not in taken:
+            parameters = {"system": job.system, "seed": job.seed, "epochs": job.epochs}
+            found.enqueue_trial(parameters, user_attrs={"job": asdict(job)})
+            return 1
+    return 0
+
+
+def _train(trial: optuna.Trial, split: Split, device: torch.device, send: Send) -> float:
+    """One run, from its job to the test accuracy of its last epoch."""
+    system = ZOO[trial.suggest_categorical("system", tuple(ZOO))]
+    seed = trial.suggest_int("seed", 0, MAX_SEED)
+    recipe = replace(RECIPE, epochs=trial.suggest_int("epochs", 1, LONGEST))
+    record(trial, Candidate(system.architecture, recipe), count_parameters(system.architecture), seed, device)
+    trial.set_user_attr("published_accuracy", system.published_accuracy)
+    send(BaselineStarted(trial.number, Job(**trial.user_attrs["job"])))
+    network = build(system.architecture, seed=seed, device=device)
+    return train_and_report(trial, network, recipe, split, seed, send)[-1].val_accuracy

@@ -1,0 +1,293 @@
+"""Tables and figures from results. Draws and formats; what it shows has been computed elsewhere."""
+
+import math
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.bar import Bar
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from nas_mnist.architecture import Architecture, LayerShape
+from nas_mnist.errors import NasMnistError
+from nas_mnist.zoo import ReferenceSystem
+
+if TYPE_CHECKING:
+    from nas_mnist.baselines import BaselineResult
+    from nas_mnist.lr_finder import RateCurve
+    from nas_mnist.training import Recipe
+
+BAR_WIDTH = 10
+
+
+def _table(title: str, *columns: str, left: Iterable[str] = ()) -> Table:
+    """A plain table whose columns are numbers, except those named in `left`."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(name, justify="left" if name in left else "right", header_style="dim", no_wrap=True)
+    return table
+
+
+# --- one architecture ------------------------------------------------------------------------------------------------
+
+
+def description(architecture: Architecture, n_parameters: int, max_params: int) -> RenderableType:
+    """All there is to say about an architecture before it is trained; `n_parameters` counted from the built network."""
+    return Group(
+        Text(str(architecture), style="bold"),
+        "",
+        Text(module_table(architecture), no_wrap=True, overflow="ignore"),
+        "",
+        receptive_field_table(architecture),
+        Text("kernel k, stride s, padding p, side n of the map; jump j, receptive field r in pixels", "dim"),
+        "",
+        cost_table(architecture),
+        "",
+        multiply_adds_line(architecture),
+        budget_line(n_parameters, max_params),
+    )
+
+
+def description_values(architecture: Architecture, n_parameters: int, max_params: int) -> dict[str, Any]:
+    """The same as plain values for JSON: lengths in pixels, multiply-adds for one image."""
+    return {
+        "architecture": str(architecture),
+        "n_parameters": n_parameters,
+        "max_params": max_params,
+        "within_budget": n_parameters < max_params,
+        "n_macs": architecture.n_macs,
+        "receptive_field": architecture.receptive_field,
+        "layers": [shape._asdict() | {"layer": str(shape.layer)} for shape in architecture.shapes],
+    }
+
+
+def module_table(architecture: Architecture) -> str:
+    """torchinfo's table of the built network, for a batch of one image; nothing is allocated."""
+    import torch
+    import torchinfo
+
+    from nas_mnist.network import Network
+
+    with torch.device("meta"):
+        network = Network(architecture)
+    columns = ("output_size", "num_params", "mult_adds")
+    summary = torchinfo.summary(
+        network, (1, 1, 28, 28), device="meta", depth=3, col_names=columns, col_width=16, verbose=0
+    )
+    return str(summary).replace("(Units.MEGABYTES)", "(M)")  # torchinfo 1.8 prints its enum's name from Python 3.12 on
+
+
+def receptive_field_table(architecture: Architecture) -> Table:
+    table = _table(
+        "receptive field", "#", "layer", "channels", "k", "s", "p", "n in", "n out", "j", "r", left=["layer"]
+    )
+    for number, s in enumerate(architecture.shapes, 1):
+        numbers = (s.kernel, s.stride, s.padding, s.in_side, s.side, s.jump, s.receptive_field)
+        table.add_row(str(number), str(s.layer), f"{s.in_channels} → {s.channels}", *map(str, numbers))
+    return table
+
+
+def cost_table(architecture: Architecture) -> Table:
+    """Where the parameters and the multiply-adds are spent, layer by layer."""
+    left = ("layer", "", " ")
+    table = _table(
+        "parameters and multiply-adds",
+        "#",
+        "layer",
+        "parameters",
+        "share",
+        "",
+        "multiply-adds",
+        "share",
+        " ",
+        left=left,
+    )
+    totals = architecture.n_parameters, architecture.n_macs
+    for number, s in enumerate(architecture.shapes, 1):
+        table.add_row(str(number), str(s.layer), *_cost_cells(s, *totals))
+    table.add_section()
+    table.add_row("", "total", f"{totals[0]:,}", "", "", f"{totals[1]:,}", "", "", style="bold")
+    return table
+
+
+def _cost_cells(shape: LayerShape, n_parameters: int, n_macs: int) -> list[RenderableType]:
+    cells: list[RenderableType] = []
+    for part, total, colour in ((shape.n_parameters, n_parameters, "cyan"), (shape.n_macs, n_macs, "magenta")):
+        cells += [f"{part:,}", f"{part / total:.1%}", Bar(total, 0, part, width=BAR_WIDTH, color=colour)]
+    return cells if shape.n_macs else ["", "", "", "", "", ""]
+
+
+def multiply_adds_line(architecture: Architecture) -> str:
+    return f"{architecture.n_macs:,} multiply-adds for one image (torchinfo also counts norms and biases)"
+
+
+def published_lines(system: ReferenceSystem) -> Text:
+    """What the authors of a reference system report of it."""
+    last = f"{system.last_accuracy:.2%} in the last epoch, " if system.last_accuracy else ""
+    text = (
+        f"published: {last}{system.best_accuracy:.2%} in the best of {system.epochs} epochs, one run ({system.source})"
+    )
+    return Text(f"{text}\n{system.remark}" if system.remark else text, "dim")
+
+
+def budget_line(n_parameters: int, max_params: int) -> Text:
+    """The verdict: strictly fewer than the limit."""
+    left = max_params - 1 - n_parameters
+    if left >= 0:
+        return Text(f"✓ {n_parameters:,} parameters: fewer than {max_params:,}, {left:,} left to spend", "green")
+    return Text(f"✗ {n_parameters:,} parameters: not fewer than {max_params:,}, {-left:,} too many", "red")
+
+
+# --- learning-rate range test ----------------------------------------------------------------------------------------
+
+
+def rate_curve_lines(curve: "RateCurve") -> Text:
+    """What to make of it, in words."""
+    return Text.assemble(
+        ("lowest loss at    ", "dim"),
+        f"{curve.minimum:<8.2g}a one-cycle schedule may rise to about here\n",
+        ("a tenth of that   ", "dim"),
+        f"{curve.tenth_of_minimum:<8.2g}the customary choice for a constant rate\n",
+        ("steepest descent  ", "dim"),
+        f"{curve.steepest:<8.2g}the loss falls fastest here",
+    )
+
+
+def rate_curve_plot(curve: "RateCurve", width: int) -> Text:
+    """The smoothed loss over the learning rate, drawn in characters."""
+    import plotext
+
+    low, high = _loss_limits(curve)
+    exponents = [math.log10(rate) for rate in curve.learning_rates]  # plotext's own logarithmic axis starts at 1
+    figure = plotext.figure.clear().plot_size(width, 18)
+    visible = [min(loss, high) for loss in curve.smoothed_losses]
+    figure.draw(figure.signal(exponents, visible, marker="braille").lines())
+    for rate in (curve.steepest, curve.tenth_of_minimum):
+        figure.draw(figure.signal([math.log10(rate)] * 2, [low, high], marker="┊").lines())
+    decades = range(math.ceil(exponents[0] - 1e-9), math.floor(exponents[-1] + 1e-9) + 1)
+    figure.ruler("x").ticks(list(decades), [f"{10.0**decade:g}" for decade in decades])
+    figure.label("learning rate", "x")
+    figure.title("training loss in nats; dotted: the two lower suggestions")
+    return Text.from_ansi(str(figure.build()))
+
+
+def rate_curve_figure(curve: "RateCurve", title: str):
+    """The range test as a matplotlib figure: each batch's loss, the smoothed loss, and both suggestions."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.semilogx(curve.learning_rates, curve.losses, color="0.75", linewidth=0.8, label="one batch")
+    axes.semilogx(curve.learning_rates, curve.smoothed_losses, color="C0", linewidth=2, label="smoothed")
+    for name, rate, colour in (
+        ("steepest descent", curve.steepest, "C2"),
+        ("lowest loss ÷ 10", curve.tenth_of_minimum, "C1"),
+    ):
+        axes.axvline(rate, color=colour, linestyle="--", label=f"{name}: {rate:.2g}")
+    axes.set(xlabel="learning rate", ylabel="training loss in nats", ylim=_loss_limits(curve))
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left")
+    return figure
+
+
+def rate_curve_values(curve: "RateCurve") -> dict[str, Any]:
+    """The same as plain values for JSON; losses in nats."""
+    return asdict(curve) | {"tenth_of_minimum": curve.tenth_of_minimum}
+
+
+def _loss_limits(curve: "RateCurve") -> tuple[float, float]:
+    """From just below the lowest smoothed loss to just above the first: the explosion would flatten the rest."""
+    low, first = min(curve.smoothed_losses), curve.smoothed_losses[0]
+    margin = 0.15 * (first - low)
+    return max(0.0, low - margin), first + 2 * margin
+
+
+# --- baselines -------------------------------------------------------------------------------------------------------
+
+
+def baselines_table(results: Iterable["BaselineResult"]) -> Table:
+    """Published against reproduced, in per cent of the test set; `worst` is that of the last two epochs of any run."""
+    columns = ("system", "params", "published", "reproduced", "± SD", "runs", "worst", "diff", "seconds")
+    table = _table("reference systems, trained with one recipe", *columns, left=("system",))
+    table.padding = (0, 1, 0, 0)
+    for result in results:
+        system = result.system
+        published = f"{system.published_accuracy:.2%}{'*' if system.last_accuracy is None else ' '}"
+        table.add_row(system.name, f"{system.n_parameters:,}", published, *_reproduced_cells(result))
+    return table
+
+
+def _reproduced_cells(result: "BaselineResult") -> list[RenderableType]:
+    runs = f"{len(result.runs)}" + (f"+{result.n_diverged}†" if result.n_diverged else "")
+    if not result.runs:
+        return ["", "", runs, "", "", ""]
+    deviation = result.standard_deviation
+    return [
+        f"{result.mean:.2%}",
+        "" if deviation is None else f"{100 * deviation:.2f}",
+        runs,
+        f"{result.worst_of_last:.2%}",
+        Text(f"{100 * result.difference:+.2f}", "green" if result.difference >= 0 else "red"),
+        f"{result.seconds:,.0f}",
+    ]
+
+
+def baselines_note(recipe: "Recipe", n_images: int) -> Text:
+    """The recipe that all of them share, and how to read the table."""
+    a = recipe.augmentation
+    return Text(
+        f"recipe: {recipe.epochs} epochs of {n_images:,} images, SGD with Nesterov momentum {recipe.momentum:g}, "
+        f"one cycle up to a learning rate of {recipe.learning_rate:g}, batches of {recipe.batch_size}, weight decay "
+        f"{recipe.weight_decay:g}; rotation ±{a.rotation_degrees:g}°, shift ±{a.translation:.0%}, "
+        f"scale ±{a.scale:.0%}, shear ±{a.shear_degrees:g}°\n"
+        "published: the last epoch of one run, or * its best; reproduced: the mean of the last epoch on the test set\n"
+        "worst: of the last two epochs of any run; seconds: a run, training and testing; † diverged",
+        "dim",
+    )
+
+
+def baseline_values(result: "BaselineResult") -> dict[str, Any]:
+    """The same as plain values for JSON: accuracies as fractions, one for each epoch of each run."""
+    system = result.system
+    return {
+        "system": system.name,
+        "architecture": str(system.architecture),
+        "n_parameters": system.n_parameters,
+        "published": {"last": system.last_accuracy, "best": system.best_accuracy, "source": system.source},
+        "epochs": result.epochs,
+        "mean": result.mean,
+        "standard_deviation": result.standard_deviation,
+        "worst_of_last": result.worst_of_last,
+        "difference": result.difference,
+        "seconds": result.seconds,
+        "n_diverged": result.n_diverged,
+        "runs": [asdict(run) for run in result.runs],
+    }
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def check_figure_path(path: Path) -> None:
+    """Raise `NasMnistError` if a figure cannot be written there: better before the work than after it."""
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise NasMnistError(f"a figure is a .png, .svg or .pdf file, not {path}: give another name with --out")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise NasMnistError(f"{path.parent} must be a folder that can be written: give another one with --out")
+
+
+def save_figure(figure, path: Path) -> None:
+    """Write a matplotlib figure to a temporary file beside `path`, then rename it: what is there is whole."""
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(descriptor)
+    try:
+        figure.savefig(temporary, dpi=150)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
