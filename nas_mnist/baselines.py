@@ -18,15 +18,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas_mnist import study
 from nas_mnist.data import DATASET, N_TRAIN_IMAGES, Split, load_test, load_train, prepare, search_split
+from nas_mnist.jobs import JobStarted, Queue, job_of, run_jobs
 from nas_mnist.network import build, count_parameters
 from nas_mnist.space import Candidate
 from nas_mnist.task import MAX_EPOCHS, N_FINAL_EPOCHS
 from nas_mnist.training import Recipe
-from nas_mnist.trial import record, train_and_report, work_off
-from nas_mnist.workers import Send, Worker, run_workers
+from nas_mnist.trial import record, train_and_report
+from nas_mnist.workers import Send, Worker
 from nas_mnist.zoo import ZOO, ReferenceSystem, find
-
-MAX_SEED, LONGEST = 10_000, 1_000
 
 # One for all ten. With batch norm a maximum rate of 0.1 and one of 0.3 come out alike; without it, in lite-m1, classes
 # die at 0.2: its logits go through a ReLU, and a class whose logit is 0 on every image has no gradient to come back by.
@@ -78,22 +77,6 @@ class BaselineSettings:
             for seed in range(self.n_seeds)
             for name in dict.fromkeys(self.names)
         ]
-
-
-@dataclass(frozen=True)
-class BaselinesBegan:
-    """How many runs there are to do, earlier ones not counted, and how many are done already."""
-
-    n_left: int
-    n_done: int
-
-
-@dataclass(frozen=True)
-class BaselineStarted:
-    """A worker began a run."""
-
-    trial: int
-    job: Job
 
 
 @dataclass(frozen=True)
@@ -153,20 +136,10 @@ def train_baselines(
     """
     prepare(settings.data_dir)
     _split(settings)
-    storage = settings.storage.open(create=True)
-    with settings.storage.lock():
-        study.create(storage, settings.study_name, metric="test accuracy", attributes={"identity": settings.identity})
-        found = study.load(storage, settings.study_name)
-        study.recover(found)
-    done = _taken(found.get_trials(deepcopy=False), TrialState.COMPLETE, TrialState.PRUNED)
-    n_left = sum(job not in done for job in settings.jobs)
-    on_event(None, BaselinesBegan(n_left, len(settings.jobs) - n_left))
-    try:
-        if n_left:
-            run_workers(partial(_work, settings), workers[:n_left], on_event)
-    finally:
-        with settings.storage.lock():
-            study.recover(found)
+    queue = Queue(
+        settings.storage, settings.study_name, "test accuracy", settings.identity, tuple(map(asdict, settings.jobs))
+    )
+    run_jobs(queue, partial(_prepare, settings), workers, on_event)
     return results(settings)
 
 
@@ -196,12 +169,8 @@ def _result(system: ReferenceSystem, epochs: int, trials: Iterable[FrozenTrial])
 
 
 def _job(trial: FrozenTrial) -> Job | None:
-    """The job a trial stands for; it is written down when the trial is queued, before any parameter is drawn."""
-    return Job(**trial.user_attrs["job"]) if "job" in trial.user_attrs else None
-
-
-def _taken(trials: Iterable[FrozenTrial], *states: TrialState) -> set[Job | None]:
-    return {_job(trial) for trial in trials if trial.state in states}
+    job = job_of(trial)
+    return Job(**job) if job else None
 
 
 def _split(settings: BaselineSettings) -> Split:
@@ -212,44 +181,21 @@ def _split(settings: BaselineSettings) -> Split:
     return Split(images, load_test(settings.data_dir))
 
 
-def _work(settings: BaselineSettings, worker: Worker, send: Send) -> None:
-    """What one worker process does, from first to last."""
-    device = torch.device(worker.device)
+def _prepare(settings: BaselineSettings, device_name: str) -> Callable[[optuna.Trial, dict[str, Any], Send], float]:
+    """What a worker does for each run, with the images on its device."""
+    device = torch.device(device_name)
     split = _split(settings)
-    split = Split(split.train.to(device), split.val.to(device))
-    shared = study.SharedStudy(
-        settings.storage,
-        settings.study_name,
-        demand=lambda now: now.waiting or _queue_next(shared, settings),
-        seed=0,
-        worker=worker.index,
-        pruner=optuna.pruners.NopPruner(),
-    )
-    work_off(shared, lambda trial, send: _train(trial, split, device, send), send)
+    return partial(_train, Split(split.train.to(device), split.val.to(device)), device)
 
 
-def _queue_next(found: optuna.Study, settings: BaselineSettings) -> int:
-    """Queue the first job that no trial stands for, under the lock, and say how many there were: 1 or 0.
-
-    One at a time, so that a command does not inherit what another one, stopped long ago, had left in the queue.
-    """
-    states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING)
-    taken = _taken(found.get_trials(deepcopy=False), *states)
-    for job in settings.jobs:
-        if job not in taken:
-            parameters = {"system": job.system, "seed": job.seed, "epochs": job.epochs}
-            found.enqueue_trial(parameters, user_attrs={"job": asdict(job)})
-            return 1
-    return 0
-
-
-def _train(trial: optuna.Trial, split: Split, device: torch.device, send: Send) -> float:
+def _train(split: Split, device: torch.device, trial: optuna.Trial, job: dict[str, Any], send: Send) -> float:
     """One run, from its job to the test accuracy of its last epoch."""
-    system = ZOO[trial.suggest_categorical("system", tuple(ZOO))]
-    seed = trial.suggest_int("seed", 0, MAX_SEED)
-    recipe = replace(RECIPE, epochs=trial.suggest_int("epochs", 1, LONGEST))
-    record(trial, Candidate(system.architecture, recipe), count_parameters(system.architecture), seed, device)
+    job = Job(**job)
+    system = ZOO[job.system]
+    recipe = replace(RECIPE, epochs=job.epochs)
+    record(trial, Candidate(system.architecture, recipe), count_parameters(system.architecture), job.seed, device)
+    trial.set_user_attr("system", system.name)
     trial.set_user_attr("published_accuracy", system.published_accuracy)
-    send(BaselineStarted(trial.number, Job(**trial.user_attrs["job"])))
-    network = build(system.architecture, seed=seed, device=device)
-    return train_and_report(trial, network, recipe, split, seed, send)[-1].val_accuracy
+    send(JobStarted(trial.number, f"{system.name} seed {job.seed}"))
+    network = build(system.architecture, seed=job.seed, device=device)
+    return train_and_report(trial, network, recipe, split, job.seed, send)[-1].val_accuracy

@@ -443,7 +443,7 @@ def _baselines(arguments) -> int:
     )
     workers = plan_workers(arguments.workers, arguments.devices)
     try:
-        with display.BaselineDisplay(Console(stderr=arguments.json), settings) as show:
+        with display.JobDisplay(Console(stderr=arguments.json), settings.epochs) as show:
             results = baselines.train_baselines(settings, workers, show)
     except KeyboardInterrupt:
         print(f"stopped; finished runs are kept. To go on:\n  {arguments.command_line}", file=sys.stderr)

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from nas_mnist.baselines import BaselinesBegan, BaselineSettings, BaselineStarted, Job
+from nas_mnist.jobs import JobsBegan, JobStarted
 from nas_mnist.search import SearchBegan, SearchSettings, Summary
 from nas_mnist.training import EpochResult
 from nas_mnist.trial import EpochTrained, TrialEnded, TrialStarted
@@ -142,12 +142,12 @@ class SearchDisplay:
         return f"trial {line.started.trial}", f"epoch {epoch}", accuracy, line.started.architecture
 
 
-class BaselineDisplay:
-    """Follows the events of the baselines: a bar over all epochs on a terminal, and a line for each finished run."""
+class JobDisplay:
+    """Follows jobs: a bar over all epochs on a terminal, and a line for each finished job."""
 
-    def __init__(self, console: Console, settings: BaselineSettings):
-        self._console, self._epochs = console, settings.epochs
-        self._jobs: dict[int, Job] = {}  # by worker
+    def __init__(self, console: Console, epochs_per_job: int):
+        self._console, self._epochs_per_job = console, epochs_per_job
+        self._names: dict[int, str] = {}  # by worker
         self._progress = Progress(
             TextColumn("[bold]epochs"),
             BarColumn(),
@@ -155,15 +155,15 @@ class BaselineDisplay:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[jobs]}"),
+            TextColumn("{task.fields[names]}"),
             console=console,
             transient=True,
             disable=not console.is_terminal,
             speed_estimate_period=600,
         )
-        self._task = self._progress.add_task("", total=None, jobs="")
+        self._task = self._progress.add_task("", total=None, names="")
 
-    def __enter__(self) -> "BaselineDisplay":
+    def __enter__(self) -> "JobDisplay":
         self._progress.start()
         return self
 
@@ -171,30 +171,30 @@ class BaselineDisplay:
         self._progress.stop()
 
     def __call__(self, worker: Worker | None, event: Any) -> None:
-        """Take in one event; this is what `train_baselines` calls."""
+        """Take in one event; this is what `run_jobs` calls."""
         match event:
-            case BaselinesBegan(n_left=n_left, n_done=n_done):
-                self._progress.update(self._task, total=n_left * self._epochs)
+            case JobsBegan(n_left=n_left, n_done=n_done):
+                self._progress.update(self._task, total=n_left * self._epochs_per_job)
                 if n_done:
                     self._say(f"runs done already: {n_done}; left: {n_left}")
-            case BaselineStarted(job=job):
-                self._jobs[worker.index] = job
-            case EpochTrained(epoch=epoch):
+            case JobStarted(name=name):
+                self._names[worker.index] = name
+            case EpochTrained():
                 self._progress.advance(self._task)
-                if epoch.number == self._epochs:
-                    self._say(f"{_job_name(self._jobs[worker.index])}: {epoch.val_accuracy:.2%}")
-            case TrialEnded(accuracy=None):
-                self._say(f"{_job_name(self._jobs[worker.index])}: diverged")
-            case WorkerDied(reason=reason):
-                self._say(f"worker {worker.index} died ({reason}) and is started again; its run is queued again")
-        self._progress.update(self._task, jobs=", ".join(_job_name(job) for job in self._jobs.values()))
+            case TrialEnded(accuracy=accuracy):
+                outcome = "ended early" if accuracy is None else f"{accuracy:.2%}"
+                self._say(f"{self._names.pop(worker.index, '?')}: {outcome}")
+            case WorkerDied():
+                self._say(f"{died(worker, event)}; its run is queued again")
+        self._progress.update(self._task, names=", ".join(self._names.values()))
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
-def _job_name(job: Job) -> str:
-    return f"{job.system} seed {job.seed}"
+def died(worker: Worker, event: WorkerDied) -> str:
+    """One line: a traceback's last says what happened, and the rest is kept for the error that ends the run."""
+    return f"worker {worker.index} died ({event.reason.splitlines()[-1]}) and is started again"
 
 
 def duration(seconds: float) -> str:

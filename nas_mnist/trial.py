@@ -18,7 +18,7 @@ from nas_mnist.errors import TrainingDiverged
 from nas_mnist.network import Network
 from nas_mnist.space import Candidate
 from nas_mnist.training import EpochResult, Recipe, train
-from nas_mnist.workers import Send
+from nas_mnist.workers import Progress, Send
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TrialStarted:
 
 
 @dataclass(frozen=True)
-class EpochTrained:
+class EpochTrained(Progress):
     trial: int
     epoch: EpochResult
 

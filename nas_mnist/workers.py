@@ -16,7 +16,7 @@ from typing import Any
 
 from nas_mnist.errors import DeviceError, NasMnistError
 
-MAX_RESTARTS = 3  # of one worker, without an event in between
+MAX_RESTARTS = 3  # of one worker, without progress in between
 STOP_SECONDS = 5
 WORKERS_PER_GPU = 8
 MAX_WORKERS_PER_CORE = 4
@@ -30,6 +30,10 @@ class Worker:
 
     index: int
     device: str  # "cpu", "cuda:0"
+
+
+class Progress:
+    """Base of the events that show that a worker gets on with its work, and is no hopeless case."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ def _receive(process: _Process, on_event) -> bool:
     if isinstance(event, _Failure):
         process.failure = event
     else:
-        process.restarts = 0
+        process.restarts = 0 if isinstance(event, Progress) else process.restarts
         on_event(process.worker, event)
     return True
 

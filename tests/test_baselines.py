@@ -6,16 +6,15 @@ from functools import partial
 import pytest
 from optuna.trial import TrialState
 
-from nas_mnist import baselines, data, study
+from nas_mnist import baselines, data, jobs, study
 from nas_mnist.baselines import (
     BaselineResult,
     BaselineRun,
-    BaselinesBegan,
     BaselineSettings,
-    BaselineStarted,
     train_baselines,
 )
 from nas_mnist.errors import ArchitectureError, StudyError
+from nas_mnist.jobs import JobsBegan, JobStarted
 from nas_mnist.study import Storage
 from nas_mnist.trial import EpochTrained
 from nas_mnist.workers import Worker
@@ -34,7 +33,7 @@ def settings(tmp_path, data_dir, monkeypatch):
             work(worker, partial(on_event, worker))
 
     test_images = data.load_test(data_dir)
-    monkeypatch.setattr(baselines, "run_workers", in_process)
+    monkeypatch.setattr(jobs, "run_workers", in_process)
     monkeypatch.setattr(baselines, "load_test", lambda _: test_images.part(test_images.indices[:300]))
     storage = Storage.parse(str(tmp_path / "s.db"))
     return BaselineSettings(storage, names=NAMES, n_seeds=2, epochs=1, train_images=200, data_dir=data_dir)
@@ -46,7 +45,7 @@ def run(settings, events=None):
 
 
 def started(events):
-    return [(e.job.system, e.job.seed) for e in events if isinstance(e, BaselineStarted)]
+    return [e.name for e in events if isinstance(e, JobStarted)]
 
 
 def trials(settings, *states):
@@ -56,10 +55,10 @@ def trials(settings, *states):
 def test_every_system_is_trained_with_every_seed_and_stored_for_the_dashboard(settings):
     events = []
     results = run(settings, events)
-    assert started(events) == [(name, seed) for seed in (0, 1) for name in NAMES]
+    assert started(events) == [f"{name} seed {seed}" for seed in (0, 1) for name in NAMES]
     assert [(r.system.name, len(r.runs), r.n_diverged) for r in results] == [(name, 2, 0) for name in NAMES]
     for trial in trials(settings):
-        system = ZOO[trial.params["system"]]
+        system = ZOO[trial.user_attrs["system"]]
         assert trial.state == TrialState.COMPLETE and list(trial.intermediate_values) == [1]
         assert trial.value == trial.intermediate_values[1]
         assert trial.user_attrs["architecture"] == str(system.architecture)
@@ -72,8 +71,8 @@ def test_finished_runs_are_never_repeated_and_more_seeds_add_to_them(settings):
     first = run(replace(settings, n_seeds=1))
     events = []
     results = run(settings, events)
-    assert events[0] == BaselinesBegan(n_left=2, n_done=2)
-    assert started(events) == [(name, 1) for name in NAMES]
+    assert events[0] == JobsBegan(n_left=2, n_done=2)
+    assert started(events) == [f"{name} seed 1" for name in NAMES]
     assert [r.runs[0] for r in results] == [r.runs[0] for r in first]
     assert started_again(settings) == []
 
@@ -103,10 +102,10 @@ def test_interrupted_run_is_trained_again_and_what_was_finished_is_kept(settings
     with pytest.raises(KeyboardInterrupt):
         train_baselines(settings, WORKERS, interrupt)
     kept = trials(settings, TrialState.COMPLETE)
-    assert [trial.params["system"] for trial in kept] == [NAMES[0]]
+    assert [trial.user_attrs["system"] for trial in kept] == [NAMES[0]]
     events = []
     run(settings, events)
-    assert started(events) == [(NAMES[1], 0), (NAMES[0], 1), (NAMES[1], 1)]
+    assert started(events) == [f"{NAMES[1]} seed 0", f"{NAMES[0]} seed 1", f"{NAMES[1]} seed 1"]
     assert len(trials(settings, TrialState.COMPLETE)) == 4
 
 
@@ -119,7 +118,7 @@ def test_command_trains_what_it_was_asked_for_and_not_what_another_left_undone(s
         train_baselines(settings, WORKERS, interrupt)
     events = []
     run(replace(settings, names=NAMES[1:], n_seeds=1), events)
-    assert started(events) == [(NAMES[1], 0)]
+    assert started(events) == [f"{NAMES[1]} seed 0"]
 
 
 def test_same_seed_gives_the_same_accuracy_and_another_seed_another_network(settings, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from nas_mnist import workers
 from nas_mnist.errors import DeviceError, NasMnistError
-from nas_mnist.workers import Worker, WorkerDied, WorkerFailed, plan_workers, run_workers
+from nas_mnist.workers import Progress, Worker, WorkerDied, WorkerFailed, plan_workers, run_workers
 
 TWO = [Worker(0, "cpu"), Worker(1, "cpu")]
 
@@ -59,6 +59,29 @@ def _raise(worker, send):
 def test_worker_that_keeps_dying_ends_the_run_with_the_reason():
     with pytest.raises(WorkerFailed, match=r"died 4 times in a row(.|\n)*RuntimeError: a bug"):
         collect(_raise, which=TWO[:1])
+
+
+def _raise_after_an_event(worker, send):
+    send("started")
+    raise RuntimeError("a bug")
+
+
+def test_event_that_is_no_progress_does_not_keep_a_dying_worker_going():
+    with pytest.raises(WorkerFailed, match="died 4 times in a row"):
+        collect(_raise_after_an_event, which=TWO[:1])
+
+
+def _die_after_progress(folder, worker, send):
+    send(Progress())
+    marks = len(list(folder.iterdir()))
+    if marks < 6:
+        (folder / str(marks)).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_worker_that_gets_on_is_replaced_as_often_as_it_is_killed(tmp_path):
+    events = collect(partial(_die_after_progress, tmp_path), which=TWO[:1])
+    assert sum(isinstance(event, WorkerDied) for _, event in events) == 6
 
 
 def _bad_input(worker, send):
