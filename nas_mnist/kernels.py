@@ -1,8 +1,9 @@
-"""CPU kernels for what PyTorch does slowly on small maps, compiled once for every architecture.
+"""Training on a CPU: convolution, batch norm, ReLU, dropout, max-pool and augmentation, compiled once for all networks.
 
-PyTorch loops over the channels of a channels-last map, and 16 of them do not fill a vector register. Here a map
-(B, H, W, C) is read in rows of W·C numbers, with what belongs to a channel tiled W times to go beside them: the inner
-loops are long and contiguous whatever C is. Nothing is copied: the arrays are views of the tensors.
+A map is kept as planes (C, H, W, N), the batch innermost and padded to whole vectors: every inner loop is then long,
+contiguous and the same whatever the number of channels, which is too small here for PyTorch's own loops. To PyTorch
+such a map is an ordinary tensor (B, C, H, W) with unusual strides; any operation takes it, and what comes in another
+layout is copied. In the padding of the batch, maps are finite and gradients are zero.
 """
 
 import ctypes
@@ -11,11 +12,21 @@ import numpy as np
 import torch
 from numba import njit
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from nas_mnist.tiles import (
+    GRADIENT_OUTPUTS,
+    GRADIENT_TAPS,
+    LANES,
+    MAX_OUTPUTS,
+    SINGLE_VECTORS,
+    VECTORS,
+    convolution_tile,
+    gradient_tile,
+)
 
 LOWEST = np.float32(-3e38)  # a floor that changes nothing
 ZERO = np.float32(0)
-_NO_WINNER = 255
+_NO_WINNER = 4
 _RESERVE_BYTES = 1 << 30
 
 # Contraction to multiply-adds is the only liberty: all of `fastmath` would lose the NaNs of a diverged network.
@@ -36,6 +47,14 @@ def keep_memory() -> None:
     mallopt(-3, _RESERVE_BYTES)  # M_MMAP_THRESHOLD
 
 
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int, padding: int) -> Tensor:
+    """Convolution with square kernels: (B, C, H, W) and weights (C', C, K, K) → (B, C', H', W'), float32.
+
+    Weights (C, 1, K, K) mean a depthwise convolution where C > 1.
+    """
+    return _Convolution.apply(x, weight, bias, stride, padding)
+
+
 def norm_relu(x: Tensor, norm: nn.BatchNorm2d, mask: Tensor | None, *, norm_first: bool, pool: bool = False) -> Tensor:
     """Batch norm in training mode and ReLU, in either order, times `mask`: (B, C, H, W) → (B, C, H, W), float32.
 
@@ -50,39 +69,191 @@ def max_pool(x: Tensor) -> Tensor:
     return _MaxPool.apply(x)
 
 
-def depthwise(x: Tensor, weight: Tensor, padding: int) -> Tensor:
-    """Depthwise convolution with stride 1: (B, C, H, W), weights (C, 1, K, K) → (B, C, H', W').
-
-    The gradient of the input is a forward convolution with turned weights: oneDNN does that in a third of the time its
-    own backward pass takes.
-    """
-    return _Depthwise.apply(x, weight, padding)
-
-
 def affine(pixels: Tensor, matrices: Tensor, mean: float, std: float) -> Tensor:
     """Transform and normalise: pixels (B, H, W) uint8, black outside, bilinear → (B, 1, H, W) float32.
 
     `matrices` (B, 2, 3) lead from an output pixel to the input pixel it shows, both counted from the image's centre.
     `mean` and `std` are of pixels scaled to 0 … 1.
     """
-    images = torch.empty((len(pixels), 1, *pixels.shape[1:]))
-    _affine(pixels.numpy(), matrices.numpy(), np.float32(1 / (255 * std)), np.float32(mean / std), images[:, 0].numpy())
+    images, planes = _new_map(len(pixels), 1, *pixels.shape[1:])
+    _affine(pixels.numpy(), matrices.numpy(), np.float32(1 / (255 * std)), np.float32(mean / std), planes[0])
     return images
 
 
-def _array(x: Tensor) -> np.ndarray:
-    """The (B, H, W, C) array of a tensor (B, C, H, W); no copy if the tensor is channels-last."""
-    return x.detach().contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).numpy()
+def _padded(n_images: int) -> int:
+    step = LANES * VECTORS
+    return -(-n_images // step) * step
 
 
-def _rows(x: Tensor) -> np.ndarray:
-    """The (B, H, W·C) array of a tensor (B, C, H, W)."""
-    array = _array(x)
-    return array.reshape(*array.shape[:2], -1)
+def _planes(x: Tensor) -> np.ndarray:
+    """The planes (C, H, W, N) of a tensor (B, C, H, W); a copy unless it has that layout."""
+    b, c, h, w = x.shape
+    n = _padded(b)
+    x = x.detach()
+    strides = (1, h * w * n, w * n, n)
+    fits = all(size == 1 or a == s for size, a, s in zip(x.shape, x.stride(), strides, strict=True))
+    if fits and x.storage_offset() + c * h * w * n <= x.untyped_storage().nbytes() // 4:
+        return x.as_strided((c, h, w, n), (*strides[1:], 1)).numpy()
+    planes = torch.zeros((c, h, w, n))
+    planes[..., :b] = x.permute(1, 2, 3, 0)
+    return planes.numpy()
 
 
-def _empty(b: int, c: int, h: int, w: int) -> Tensor:
-    return torch.empty((b, c, h, w), memory_format=torch.channels_last)
+def _new_map(b: int, c: int, h: int, w: int) -> tuple[Tensor, np.ndarray]:
+    """A tensor (B, C, H, W) not yet written, and its planes."""
+    planes = torch.empty((c, h, w, _padded(b)))
+    return planes.permute(3, 0, 1, 2)[:b], planes.numpy()
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, stride, padding):
+        b, _, h, w = x.shape
+        n_out, _, k, _ = weight.shape
+        ctx.save_for_backward(x, weight)
+        ctx.settings = stride, padding, weight.shape[1] == 1 and x.shape[1] > 1
+        ctx.has_bias = bias is not None
+        out, planes = _new_map(b, n_out, (h + 2 * padding - k) // stride + 1, (w + 2 * padding - k) // stride + 1)
+        _convolve(_planes(x), _weights(weight), planes, *ctx.settings, False)
+        if ctx.has_bias:
+            planes += bias.detach().numpy()[:, None, None, None]
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        stride, padding, depthwise = ctx.settings
+        grad_planes, grad_x = _planes(grad), None
+        if ctx.needs_input_grad[0]:
+            grad_x, planes = _new_map(*x.shape)
+            _convolve(grad_planes, _weights(weight), planes, *ctx.settings, True)
+        padded = _planes(x)
+        if padding:
+            padded = np.pad(padded, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        grad_weight = torch.empty(weight.shape)
+        _convolution_gradient(padded, grad_planes, grad_weight.numpy(), stride, depthwise)
+        grad_bias = torch.from_numpy(grad_planes.sum((1, 2, 3))) if ctx.has_bias else None
+        return grad_x, grad_weight, grad_bias, None, None
+
+
+def _weights(weight: Tensor) -> np.ndarray:
+    return weight.detach().contiguous().numpy()
+
+
+@_kernel
+def _convolve(x, weights, out, stride, padding, depthwise, transposed):
+    """The convolution, or the gradient of its input if `transposed`: then x is the gradient of its output."""
+    _, h, w, n = x.shape
+    n_out, out_h, out_w, _ = out.shape
+    k = weights.shape[2]
+    packed, size = _pack(weights, n_out, depthwise, transposed)
+    n_groups, n_channels = len(packed), 1 if depthwise else len(x)
+    plane, out_plane = h * w * n, out_h * out_w * n
+    taps, n_taps = np.empty((out_w, k * k, 2), np.int64), np.empty(out_w, np.int64)
+    for r in range(out_h):
+        for s in range(out_w):
+            n_taps[s] = _find_taps(taps[s], k, r, s, x.shape, stride, padding, transposed)
+        for g in range(n_groups):  # outside the columns, so that what neighbours share is still in the nearest cache
+            source = x.ctypes.data + 4 * g * plane * depthwise
+            target = out.ctypes.data + 4 * (g * size * out_plane + r * out_w * n)
+            factors = packed.ctypes.data + 4 * g * packed.shape[1]
+            n_outputs = min(size, n_out - g * size)
+            for s in range(out_w):
+                if n_taps[s] == 0:
+                    out[g * size : g * size + n_outputs, r, s] = 0
+                    continue
+                i = 0
+                while i < n:
+                    wide = np.int64(depthwise and n - i >= LANES * SINGLE_VECTORS)
+                    convolution_tile(
+                        n_outputs, wide, source + 4 * i, taps[s].ctypes.data, n_taps[s], n_channels, plane, factors,
+                        target + 4 * (s * n + i), out_plane,
+                    )  # fmt: skip
+                    i += LANES * (SINGLE_VECTORS if wide else VECTORS)
+
+
+@_kernel
+def _pack(weights, n_out, depthwise, transposed):
+    """The weights in the order in which the tiles read them: group of outputs, tap, channel, output of the group."""
+    k = weights.shape[2]
+    n_channels = 1 if depthwise else weights.shape[0] if transposed else weights.shape[1]
+    n_groups = n_out if depthwise else -(-n_out // MAX_OUTPUTS)
+    size = -(-n_out // n_groups)
+    packed = np.empty((n_groups, k * k * n_channels * size), np.float32)
+    for g in range(n_groups):
+        i = 0
+        for tap in range(k * k):
+            for c in range(n_channels):
+                for o in range(g * size, min(g * size + size, n_out)):
+                    row, column = (c, o) if transposed and not depthwise else (o, c)
+                    packed[g, i] = weights[row, column, tap // k, tap % k]
+                    i += 1
+    return packed, size
+
+
+@_kernel
+def _find_taps(taps, k, r, s, shape, stride, padding, transposed):
+    """Fill `taps` with those that meet the map at output (r, s), and where; return how many there are."""
+    _, h, w, n = shape
+    n_taps = 0
+    for u in range(k):
+        i = _meet(r, u, h, stride, padding, transposed)
+        for v in range(k):
+            j = _meet(s, v, w, stride, padding, transposed)
+            if i >= 0 and j >= 0:
+                taps[n_taps, 0], taps[n_taps, 1] = (i * w + j) * n, u * k + v
+                n_taps += 1
+    return n_taps
+
+
+@_kernel
+def _meet(r, u, h, stride, padding, transposed):
+    """The row that tap row `u` reads for output row `r`; -1 if there is none."""
+    if not transposed:
+        i = r * stride + u - padding
+    else:
+        i = r + padding - u
+        if i % stride != 0:
+            return -1
+        i //= stride
+    return i if i < h else -1
+
+
+@_kernel
+def _convolution_gradient(x, grad, grad_weight, stride, depthwise):
+    """The gradient of the weights; `x` has its padding."""
+    _, h, w, n = x.shape
+    n_out, out_h, out_w, _ = grad.shape
+    _, n_channels, k, _ = grad_weight.shape
+    plane, grad_plane = h * w * n, out_h * out_w * n
+    n_taps = n_channels * k * k
+    taps = np.zeros(-(-n_taps // GRADIENT_TAPS) * GRADIENT_TAPS, np.int64)  # the last ones idle
+    for t in range(n_taps):
+        taps[t] = t // (k * k) * plane + (t // k % k * w + t % k) * n
+    size = 1 if depthwise else GRADIENT_OUTPUTS
+    sums = np.zeros((-(-n_out // size), taps.size // GRADIENT_TAPS, size, GRADIENT_TAPS, LANES), np.float32)
+    at_once = out_w if stride == 1 else 1  # pixels of a row that are neighbours in both maps
+    for r in range(out_h):
+        for s in range(0, out_w, at_once):
+            source, place = 4 * (r * stride * w + s * stride) * n, 4 * (r * out_w + s) * n
+            for g in range(sums.shape[0]):
+                for t in range(sums.shape[1]):
+                    gradient_tile(
+                        min(size, n_out - g * size),
+                        grad.ctypes.data + 4 * g * size * grad_plane + place,
+                        grad_plane,
+                        x.ctypes.data + 4 * g * plane * depthwise + source,
+                        taps.ctypes.data + 8 * t * GRADIENT_TAPS,
+                        at_once * n,
+                        sums[g, t].ctypes.data,
+                    )
+    for o in range(n_out):
+        for t in range(n_taps):
+            total = 0.0
+            for lane in range(LANES):
+                total += sums[o // size, t // GRADIENT_TAPS, o % size, t % GRADIENT_TAPS, lane]
+            grad_weight[o, t // (k * k), t // k % k, t % k] = total
 
 
 class _NormRelu(torch.autograd.Function):
@@ -92,19 +263,17 @@ class _NormRelu(torch.autograd.Function):
     def forward(ctx, x, weight, bias, norm, mask, norm_first, pool):
         b, c, h, w = x.shape
         if b * h * w == 1:
-            raise ValueError(
-                f"batch norm needs more than one value a channel; the input is {tuple(x.shape)}: use more images"
-            )
+            raise ValueError(f"batch norm needs more than one value a channel, not {tuple(x.shape)}: use more images")
         ctx.floors = (LOWEST, ZERO) if norm_first else (ZERO, LOWEST)
-        ctx.scales = np.ones((b, c), np.float32) if mask is None else mask.numpy()
-        out = _empty(b, c, h // 2, w // 2) if pool else _empty(b, c, h, w)
-        ctx.winners = np.empty(_rows(out).shape if pool else (0, 0, 0), np.uint8)
-        running = norm.running_mean.numpy(), norm.running_var.numpy(), norm.momentum
+        ctx.scales = np.zeros((c, _padded(b)), np.float32)
+        ctx.scales[:, :b] = 1 if mask is None else mask.T.numpy()
+        out, planes = _new_map(b, c, h // 2, w // 2) if pool else _new_map(b, c, h, w)
+        ctx.winners = np.empty(planes.shape if pool else (0, 0, 0, 0), np.uint8)
         norm.num_batches_tracked += 1
-        parameters = weight.detach().numpy(), bias.detach().numpy()
         ctx.statistics = _norm_relu(
-            _rows(x), *parameters, norm.eps, running, ctx.scales, *ctx.floors, _rows(out), ctx.winners
-        )
+            _planes(x), b, weight.detach().numpy(), bias.detach().numpy(), norm.running_mean.numpy(),
+            norm.running_var.numpy(), norm.momentum, norm.eps, ctx.scales, *ctx.floors, planes, ctx.winners,
+        )  # fmt: skip
         ctx.save_for_backward(x, weight)
         return out
 
@@ -112,264 +281,260 @@ class _NormRelu(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        out, grad_weight, grad_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
-        arrays = _rows(out), grad_weight.numpy(), grad_bias.numpy()
-        _norm_relu_backward(_rows(x), _rows(grad), ctx.statistics, ctx.scales, *ctx.floors, ctx.winners, *arrays)
+        out, planes = _new_map(*x.shape)
+        grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(weight)
+        _norm_relu_backward(
+            _planes(x), len(x), _planes(grad), ctx.statistics, ctx.scales, *ctx.floors, ctx.winners,
+            planes, grad_weight.numpy(), grad_bias.numpy(),
+        )  # fmt: skip
         return out, grad_weight, grad_bias, None, None, None, None
 
 
 @_kernel
-def _norm_relu(x, weight, bias, eps, running, scales, low, high, out, winners):
-    """Fill `out` and `winners`, update the running statistics, return what the gradient needs of this batch's."""
-    c = weight.size
-    n = x.size // c
-    mean, variance = _moments(x, c, low)
-    running_mean, running_var, momentum = running
-    inverse_std = 1 / np.sqrt(variance + eps)
-    factor = weight * inverse_std
-    affine = np.empty((2, c), np.float32)
-    for k in range(c):
-        affine[0, k], affine[1, k] = factor[k], bias[k] - mean[k] * factor[k]
-        running_mean[k] += momentum * (mean[k] - running_mean[k])
-        running_var[k] += momentum * (variance[k] * n / (n - 1) - running_var[k])
-    n_images, n_rows, length = x.shape
-    scale = np.empty(length, np.float32)
-    shift = np.empty(length, np.float32)
-    upper = np.empty(length, np.float32)
-    lower = np.empty(length, np.float32)
-    for i in range(n_images):
-        _tile(affine[0] * scales[i], scale)
-        _tile(affine[1] * scales[i], shift)
+def _norm_relu(
+    x, n_images, weight, bias, running_mean, running_var, momentum, eps, scales, low, high, out, winners
+):  # fmt: skip
+    """Fill `out` and `winners`, update the running statistics, return what the gradient needs: (4, C) float32."""
+    n_channels, h, w, n = x.shape
+    count = h * w * n_images
+    statistics = np.empty((4, n_channels), np.float32)
+    rows, out_rows = x.reshape(n_channels, h, w * n), out.reshape(n_channels, out.shape[1], out.shape[2] * n)
+    scale, shift = np.empty(w * n, np.float32), np.empty(w * n, np.float32)
+    for c in range(n_channels):
+        mean, variance = _moments(x[c], n_images, low)
+        running_mean[c] += momentum * (mean - running_mean[c])
+        running_var[c] += momentum * (variance * count / (count - 1) - running_var[c])
+        inverse_std = 1 / np.sqrt(variance + eps)
+        factor = weight[c] * inverse_std
+        offset = bias[c] - mean * factor
+        statistics[0, c], statistics[1, c], statistics[2, c], statistics[3, c] = factor, offset, mean, inverse_std
+        _tile(scales[c], np.float32(factor), scale)
+        _tile(scales[c], np.float32(offset), shift)
         if winners.size == 0:
-            for r in range(n_rows):
-                _scale_shift(x[i, r], scale, shift, low, high, out[i, r])
+            for r in range(h):
+                _scale_shift(rows[c, r], scale, shift, low, high, out_rows[c, r])
         else:
-            for r in range(n_rows // 2):
-                _scale_shift(x[i, 2 * r], scale, shift, low, high, upper)
-                _scale_shift(x[i, 2 * r + 1], scale, shift, low, high, lower)
-                _pool_rows(upper, lower, c, high, out[i, r], winners[i, r])
-    return affine, mean.astype(np.float32), inverse_std
+            for r in range(h // 2):
+                for s in range(w // 2):
+                    _scale_shift_pool(x[c], r, s, scale, shift, low, high, out[c, r, s], winners[c, r, s])
+    return statistics
 
 
 @_kernel
-def _moments(x, c, low):
-    """Mean and variance (C) of max(x, low), float64.
+def _moments(plane, n_images, low):
+    """Mean and variance of max(plane, low), float64, counted from one of its numbers.
 
-    Float32 sums of one image are added up in float64, and counted from the first row's mean: an offset of the whole
-    map would otherwise eat up the digits of the variance.
+    Without that an offset of the whole plane would eat up the digits of the variance.
     """
-    n_images, n_rows, length = x.shape
-    pivot = np.empty(length, np.float32)
-    sums = np.empty(length, np.float32)
-    squares = np.empty(length, np.float32)
-    all_sums = np.zeros(length)
-    all_squares = np.zeros(length)
-    _tile(_per_channel(np.maximum(x[0, 0], low), c) / (length // c), pivot)
-    for i in range(n_images):
-        sums[:], squares[:] = 0, 0
-        for r in range(n_rows):
-            for j in range(length):
-                v = x[i, r, j]
-                v = (low if v < low else v) - pivot[j]
-                sums[j] += v
-                squares[j] += v * v
-        all_sums += sums
-        all_squares += squares
-    n = x.size // c
-    shift = _per_channel(all_sums, c) / n
-    return pivot[:c] + shift, np.maximum(_per_channel(all_squares, c) / n - shift * shift, 0)
+    h, w, n = plane.shape
+    rows = plane.reshape(h, w * n)
+    pivot = max(plane[0, 0, 0], low)
+    sums, squares = np.zeros(w * n, np.float32), np.zeros(w * n, np.float32)
+    total, total_squares = 0.0, 0.0
+    for r in range(h):
+        _add_moments(rows[r], pivot, low, sums, squares)
+    for s in range(0, w * n, n):
+        for i in range(s, s + n_images):
+            total += sums[i]
+            total_squares += squares[i]
+    count = h * w * n_images
+    shift = total / count
+    return pivot + shift, max(total_squares / count - shift * shift, 0.0)
+
+
+@_kernel
+def _tile(values, factor, row):
+    """Fill a row (W·N) with the values (N) times a factor, again and again."""
+    for start in range(0, row.size, values.size):
+        for i in range(values.size):
+            row[start + i] = values[i] * factor
+
+
+@_kernel
+def _add_moments(x, pivot, low, sums, squares):
+    for i in range(x.size):
+        v = x[i]
+        v = (low if v < low else v) - pivot
+        sums[i] += v
+        squares[i] += v * v
 
 
 @_kernel
 def _scale_shift(x, scale, shift, low, high, out):
-    for j in range(x.size):
-        v = x[j]
-        v = (low if v < low else v) * scale[j] + shift[j]
-        out[j] = high if v < high else v
+    for i in range(x.size):
+        v = x[i]
+        v = (low if v < low else v) * scale[i] + shift[i]
+        out[i] = high if v < high else v
 
 
 @_kernel
-def _pool_rows(upper, lower, c, floor, out, winners):
+def _scale_shift_pool(plane, r, s, scale, shift, low, high, out, winners):
     """The largest of four, and which it was: the first of equals, as in PyTorch; on a black background all are equal.
 
     No winner where the largest is at the floor: ReLU lets no gradient pass there.
     """
-    for s in range(out.size // c):
-        for k in range(c):
-            left, right = 2 * s * c + k, (2 * s + 1) * c + k
-            largest, winner = upper[left], 0
-            largest, winner = (upper[right], 1) if upper[right] > largest else (largest, winner)
-            largest, winner = (lower[left], 2) if lower[left] > largest else (largest, winner)
-            largest, winner = (lower[right], 3) if lower[right] > largest else (largest, winner)
-            out[s * c + k] = largest
-            winners[s * c + k] = winner if largest > floor else _NO_WINNER
+    a, b = plane[2 * r, 2 * s], plane[2 * r, 2 * s + 1]
+    c, d = plane[2 * r + 1, 2 * s], plane[2 * r + 1, 2 * s + 1]
+    for i in range(out.size):
+        p, q, u, v = a[i], b[i], c[i], d[i]
+        p = (low if p < low else p) * scale[i] + shift[i]
+        q = (low if q < low else q) * scale[i] + shift[i]
+        u = (low if u < low else u) * scale[i] + shift[i]
+        v = (low if v < low else v) * scale[i] + shift[i]
+        largest, winner = (q, 1) if q > p else (p, 0)
+        largest, winner = (u, 2) if u > largest else (largest, winner)
+        largest, winner = (v, 3) if v > largest else (largest, winner)
+        largest, winner = (largest, winner) if not largest <= high else (high, _NO_WINNER)
+        out[i] = largest
+        winners[i] = winner
 
 
 @_kernel
-def _norm_relu_backward(x, grad, statistics, scales, low, high, winners, out, grad_weight, grad_bias):
+def _norm_relu_backward(
+    x, n_images, grad, statistics, scales, low, high, winners, out, grad_weight, grad_bias
+):  # fmt: skip
     """∂/∂x = scale·(g − mean(g) − x̂·mean(g·x̂)) = scale·g + x·slope + offset, g the gradient at the norm's output."""
-    affine, mean, inverse_std = statistics
-    c = mean.size
-    n_images, n_rows, length = x.shape
-    scale = np.empty(length, np.float32)
-    shift = np.empty(length, np.float32)
-    factor = np.empty(length, np.float32)
-    centre = np.empty(length, np.float32)
-    sums = np.empty(length, np.float32)
-    moments = np.empty(length, np.float32)
-    all_sums, all_moments = np.zeros(length), np.zeros(length)
-    _tile(affine[0], scale)
-    _tile(affine[1], shift)
-    _tile(mean, centre)
-    for i in range(n_images):
-        if winners.size > 0:
-            _unpool(grad[i], winners[i], c, out[i])
+    n_channels, h, w, n = x.shape
+    count, pooled = h * w * n_images, winners.size > 0
+    rows, out_rows = x.reshape(n_channels, h, w * n), out.reshape(n_channels, h, w * n)
+    grad_rows = grad.reshape(n_channels, grad.shape[1], grad.shape[2] * n)
+    length = n if pooled else w * n
+    sums, moments, factor = np.empty(length, np.float32), np.empty(length, np.float32), np.empty(length, np.float32)
+    for c in range(n_channels):
+        scale, shift, mean, inverse_std = statistics[:, c]
         sums[:], moments[:] = 0, 0
-        for r in range(n_rows):
-            if winners.size == 0:
-                _gate(x[i, r], grad[i, r], scale, shift, low, high, out[i, r])
-            _add_gradients(x[i, r], out[i, r], centre, low, sums, moments)
-        _tile(scales[i], factor)
-        all_sums += sums * factor
-        all_moments += moments * factor
-    grad_bias[:] = _per_channel(all_sums, c)
-    grad_weight[:] = _per_channel(all_moments, c) * inverse_std
-    n = x.size // c
-    slopes = -affine[0] * inverse_std * grad_weight / n
-    slope, offset = sums, moments  # their numbers are spent
-    _tile(slopes, slope)
-    _tile(-affine[0] * grad_bias / n - mean * slopes, offset)
-    for i in range(n_images):
-        _tile(affine[0] * scales[i], factor)
-        for r in range(n_rows):
-            _finish_gradient(x[i, r], factor, slope, offset, low, out[i, r])
+        for r in range(grad.shape[1]):
+            if not pooled:
+                _add_gradients(rows[c, r], grad_rows[c, r], scale, shift, mean, low, high, sums, moments)
+                continue
+            for s in range(grad.shape[2]):
+                _add_pooled_gradients(x[c], grad[c, r, s], winners[c, r, s], r, s, mean, low, sums, moments)
+        total, moment = 0.0, 0.0
+        for i in range(length):
+            total += sums[i] * scales[c, i % n]
+            moment += moments[i] * scales[c, i % n]
+        grad_bias[c], grad_weight[c] = total, moment * inverse_std
+        slope = np.float32(-scale * inverse_std * grad_weight[c] / count)
+        offset = np.float32(-scale * total / count - mean * slope)
+        _tile(scales[c], scale, factor)
+        for r in range(h):
+            if not pooled:
+                _input_gradient(
+                    rows[c, r], grad_rows[c, r], scale, shift, factor, slope, offset, low, high, out_rows[c, r]
+                )
+                continue
+            for s in range(w):
+                if r // 2 < grad.shape[1] and s // 2 < grad.shape[2]:
+                    _pooled_input_gradient(
+                        x[c, r, s], grad[c, r // 2, s // 2], winners[c, r // 2, s // 2], r % 2 * 2 + s % 2,
+                        factor, slope, offset, low, out[c, r, s],
+                    )  # fmt: skip
+                else:
+                    _unpooled_input_gradient(x[c, r, s], slope, offset, low, out[c, r, s])
+    out[..., n_images:] = 0
 
 
 @_kernel
-def _gate(x, grad, scale, shift, low, high, g):
-    """The gradient at the norm's output, but for dropout."""
-    for j in range(x.size):
-        v, d = x[j], grad[j]
-        g[j] = d if (low if v < low else v) * scale[j] + shift[j] > high else ZERO
+def _add_gradients(x, grad, scale, shift, mean, low, high, sums, moments):
+    for i in range(x.size):
+        v, d = x[i], grad[i]
+        v = low if v < low else v
+        d = d if v * scale + shift > high else ZERO
+        sums[i] += d
+        moments[i] += d * (v - mean)
 
 
 @_kernel
-def _unpool(grad, winners, c, out):
-    """The same through the pool, for one image: every gradient goes to the winner of its four."""
-    out[2 * len(grad) :] = 0
-    length = out.shape[1]
-    wide = np.zeros(length, np.float32)
-    wide_winners = np.full(length, np.uint8(_NO_WINNER))
-    place = np.empty(length, np.uint8)
-    for j in range(length):
-        place[j] = j // c % 2
-    for r in range(len(grad)):
-        _double_columns(grad[r], c, wide)
-        _double_columns(winners[r], c, wide_winners)
-        _pick(wide, wide_winners, place, out[2 * r])
-        _pick(wide, wide_winners, place + np.uint8(2), out[2 * r + 1])
+def _add_pooled_gradients(plane, grad, winners, r, s, mean, low, sums, moments):
+    a, b = plane[2 * r, 2 * s], plane[2 * r, 2 * s + 1]
+    c, e = plane[2 * r + 1, 2 * s], plane[2 * r + 1, 2 * s + 1]
+    for i in range(grad.size):
+        winner, d = winners[i], grad[i]
+        upper = b[i] if winner == 1 else a[i]
+        lower = e[i] if winner == 3 else c[i]
+        v = lower if winner >= 2 else upper
+        v = low if v < low else v
+        d = d if winner < _NO_WINNER else ZERO
+        sums[i] += d
+        moments[i] += d * (v - mean)
 
 
 @_kernel
-def _double_columns(row, c, wide):
-    for s in range(row.size // c):
-        for k in range(c):
-            v = row[s * c + k]
-            wide[2 * s * c + k] = v
-            wide[(2 * s + 1) * c + k] = v
+def _input_gradient(x, grad, scale, shift, factor, slope, offset, low, high, out):
+    for i in range(x.size):
+        x_i, d = x[i], grad[i] * factor[i]
+        v = low if x_i < low else x_i
+        d = d if v * scale + shift > high else ZERO
+        d += v * slope + offset
+        out[i] = d if x_i > low else ZERO
 
 
 @_kernel
-def _pick(values, winners, place, out):
-    for j in range(out.size):
-        v = values[j]
-        out[j] = v if winners[j] == place[j] else ZERO
+def _pooled_input_gradient(x, grad, winners, place, factor, slope, offset, low, out):
+    for i in range(x.size):
+        v, d = x[i], grad[i] * factor[i]
+        d = d if winners[i] == place else ZERO
+        d += (low if v < low else v) * slope + offset
+        out[i] = d if v > low else ZERO
 
 
 @_kernel
-def _add_gradients(x, g, centre, low, sums, moments):
-    for j in range(x.size):
-        v, d = x[j], g[j]
-        sums[j] += d
-        moments[j] += d * ((low if v < low else v) - centre[j])
-
-
-@_kernel
-def _finish_gradient(x, factor, slope, offset, low, g):
-    for j in range(x.size):
-        v = x[j]
-        d = g[j] * factor[j] + (low if v < low else v) * slope[j] + offset[j]
-        g[j] = d if v > low else ZERO
-
-
-@_kernel
-def _tile(values, row):
-    """Fill a row (W·C) with W copies of the values (C)."""
-    for start in range(0, row.size, values.size):
-        for k in range(values.size):
-            row[start + k] = values[k]
-
-
-@_kernel
-def _per_channel(row, c):
-    """The sums (C) of a row (W·C) over W."""
-    sums = np.zeros(c)
-    for j in range(row.size):
-        sums[j % c] += row[j]
-    return sums
-
-
-class _Depthwise(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, padding):
-        ctx.save_for_backward(x, weight)
-        ctx.padding = padding
-        return F.conv2d(x, weight, padding=padding, groups=len(weight))
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
-        groups, around = len(weight), weight.shape[-1] - 1 - ctx.padding
-        grad_x = F.conv2d(grad, weight.flip(2, 3), padding=around, groups=groups) if ctx.needs_input_grad[0] else None
-        settings = [1, 1], [ctx.padding] * 2, [1, 1], False, [0, 0], groups, [False, True, False]
-        return grad_x, torch.ops.aten.convolution_backward(grad, x, weight, None, *settings)[1], None
+def _unpooled_input_gradient(x, slope, offset, low, out):
+    """For the odd last row or column, which the pool does not see."""
+    for i in range(x.size):
+        v = x[i]
+        out[i] = v * slope + offset if v > low else ZERO
 
 
 class _MaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         b, c, h, w = ctx.shape = x.shape
-        out = _empty(b, c, h // 2, w // 2)
-        ctx.winners = np.empty(_rows(out).shape, np.uint8)
-        _max_pool(_rows(x), c, _rows(out), ctx.winners)
+        out, planes = _new_map(b, c, h // 2, w // 2)
+        ctx.winners = np.empty(planes.shape, np.uint8)
+        _max_pool(_planes(x), planes, ctx.winners)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        out = _empty(*ctx.shape)
-        _max_pool_backward(_rows(grad), ctx.winners, ctx.shape[1], _rows(out))
+        out, planes = _new_map(*ctx.shape)
+        _max_pool_backward(_planes(grad), ctx.winners, planes)
         return out
 
 
 @_kernel
-def _max_pool(x, c, out, winners):
-    for i in range(out.shape[0]):
-        for r in range(out.shape[1]):
-            _pool_rows(x[i, 2 * r], x[i, 2 * r + 1], c, LOWEST, out[i, r], winners[i, r])
+def _max_pool(x, out, winners):
+    n_channels, h, w, n = out.shape
+    one, zero = np.ones(n, np.float32), np.zeros(n, np.float32)
+    for c in range(n_channels):
+        for r in range(h):
+            for s in range(w):
+                _scale_shift_pool(x[c], r, s, one, zero, LOWEST, LOWEST, out[c, r, s], winners[c, r, s])
 
 
 @_kernel
-def _max_pool_backward(grad, winners, c, out):
-    for i in range(len(grad)):
-        _unpool(grad[i], winners[i], c, out[i])
+def _max_pool_backward(grad, winners, out):
+    n_channels, h, w, _ = grad.shape
+    out[:, 2 * h :], out[:, :, 2 * w :] = 0, 0
+    for c in range(n_channels):
+        for r in range(2 * h):
+            for s in range(2 * w):
+                _pick(grad[c, r // 2, s // 2], winners[c, r // 2, s // 2], r % 2 * 2 + s % 2, out[c, r, s])
+
+
+@_kernel
+def _pick(grad, winners, place, out):
+    for i in range(out.size):
+        d = grad[i]
+        out[i] = d if winners[i] == place else ZERO
 
 
 @_kernel
 def _affine(pixels, matrices, gain, offset, out):
     """Each image is put into a black frame, and the coordinates end there: no pixel asks whether it is outside."""
     n_images, h, w = pixels.shape
+    out[:, :, n_images:] = 0
     framed = np.zeros((h + 3, w + 3), np.float32)
     half_h, half_w = np.float32((h - 1) / 2), np.float32((w - 1) / 2)
     one = np.float32(1)
@@ -389,4 +554,4 @@ def _affine(pixels, matrices, gain, offset, out):
                 v -= np.float32(top)
                 upper = framed[top, left] * (one - u) + framed[top, left + 1] * u
                 lower = framed[top + 1, left] * (one - u) + framed[top + 1, left + 1] * u
-                out[i, r, s] = (upper * (one - v) + lower * v) * gain - offset
+                out[r, s, i] = (upper * (one - v) + lower * v) * gain - offset

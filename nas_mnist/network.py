@@ -28,8 +28,8 @@ class Dropout(nn.Module):
     def mask(self, x: Tensor) -> Tensor:
         """0 or 1/keep for each channel (B, C, 1, 1), or for each element of `x`."""
         keep = 1 - self.rate
-        like = x if self.elementwise else x[:, :, :1, :1]
-        mask = torch.empty_like(like, dtype=torch.float32)  # whatever the dtype of x, the same draws
+        shape = x.shape if self.elementwise else (*x.shape[:2], 1, 1)
+        mask = torch.empty(shape, device=x.device)  # float32, contiguous: the draws depend on the shape of x alone
         return mask.bernoulli_(keep, generator=self.generator).div_(keep).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,14 +63,20 @@ class NormAct(nn.Module):
         return F.max_pool2d(x, 2) if pool else x
 
 
-class DepthwiseConv2d(nn.Conv2d):  # torchinfo counts the multiply-adds of a class by the "Conv" in its name
-    """A convolution of each channel by itself, without a bias."""
+class Conv2d(nn.Conv2d):  # torchinfo counts the multiply-adds of a class by the "Conv" in its name
+    """(B, C, H, W) → (B, C', H', W')."""
 
     def forward(self, x: Tensor) -> Tensor:
-        stride, padding, kernel = self.stride[0], self.padding[0], self.kernel_size[0]
-        if _has_kernels(self, x) and stride == 1 and padding < kernel:
-            return kernels.depthwise(x, self.weight, padding)
+        if _has_kernels(self, x):
+            return kernels.convolve(x, self.weight, self.bias, stride=self.stride[0], padding=self.padding[0])
         return super().forward(x)
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """The largest of 2×2, an odd last row or column left out: (B, C, H, W) → (B, C, H // 2, W // 2)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.max_pool(x) if _has_kernels(self, x) else super().forward(x)
 
 
 class Block(nn.Sequential):
@@ -111,7 +117,7 @@ class Network(nn.Sequential):
             if pooled:
                 pooled = False
                 continue
-            pooled = self.training and isinstance(following, nn.MaxPool2d) and getattr(child, "can_pool", False)
+            pooled = self.training and isinstance(following, MaxPool2d) and getattr(child, "can_pool", False)
             x = child(x, pool=True) if pooled else child(x)
         return x.flatten(1)
 
@@ -135,7 +141,7 @@ def _children(architecture: Architecture) -> list[nn.Module]:
             dropout = 0.0 if i == last_conv else architecture.dropout
             children.append(_convolution(layer, shape.in_channels, architecture, dropout))
         else:
-            children.append(nn.MaxPool2d(2) if isinstance(layer, MaxPool) else GlobalPool())
+            children.append(MaxPool2d(2) if isinstance(layer, MaxPool) else GlobalPool())
     return children
 
 
@@ -155,10 +161,10 @@ def _convolution(layer: Conv, in_channels: int, architecture: Architecture, drop
 
     size = {"kernel_size": layer.kernel, "stride": layer.stride, "padding": layer.padding}
     if not layer.separable:
-        conv = nn.Conv2d(in_channels, layer.channels, **size, bias=layer.bias)
+        conv = Conv2d(in_channels, layer.channels, **size, bias=layer.bias)
         return Block(conv, *norm_act(layer.channels, dropout))
-    depthwise = DepthwiseConv2d(in_channels, in_channels, **size, groups=in_channels, bias=False)
-    pointwise = nn.Conv2d(in_channels, layer.channels, 1, bias=layer.bias)
+    depthwise = Conv2d(in_channels, in_channels, **size, groups=in_channels, bias=False)
+    pointwise = Conv2d(in_channels, layer.channels, 1, bias=layer.bias)
     return Block(depthwise, *norm_act(in_channels, 0.0), pointwise, *norm_act(layer.channels, dropout))
 
 

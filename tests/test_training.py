@@ -50,7 +50,7 @@ def test_one_result_an_epoch_with_the_learning_rate_of_its_end(split):
 
 @pytest.mark.parametrize("recipe", [RECIPE, Recipe(epochs=2, optimizer="adamw", learning_rate=0.01)])
 def test_both_optimizers_learn(split, recipe):
-    assert run(split, recipe)[-1].val_accuracy > 0.6
+    assert run(split, recipe)[-1].val_accuracy > 0.5
 
 
 def test_weight_decay_and_label_smoothing_are_used(split):
