@@ -269,5 +269,5 @@ def _parse_option(architecture: Architecture, token: str, position: int) -> Arch
     if name == "dropout" and re.fullmatch(r"[0-9]*\.?[0-9]+(e-?[0-9]{1,3})?", value):
         return replace(architecture, dropout=float(value))
     raise ArchitectureError(
-        f"`{token}` at position {position} is no option: write act-norm, elementwise, or dropout=RATE with 0 <= RATE < 1"
+        f"`{token}` at position {position} is no option: write act-norm, elementwise, or dropout=RATE (0 <= RATE < 1)"
     )

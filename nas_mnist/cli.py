@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="nas-mnist", description="Search for the best tiny convolutional network on MNIST.")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_search, _add_show, _add_dashboard, _add_describe, _add_find_lr, _add_baselines):
+    for add in COMMANDS:
         add(commands)
     return parser
 
@@ -207,17 +207,21 @@ def _search(arguments) -> int:
         ) as show:
             summary = search.search(settings, workers, show)
     except KeyboardInterrupt:
-        print(f"stopped; what was finished is kept. To go on:\n  {arguments.command_line}", file=sys.stderr)
-        return 130
+        return _stopped(arguments)
     display.print_summary(console, settings, summary)
     console.print(f"\n{_next_steps(arguments)}", highlight=False, soft_wrap=True)
     return 0
 
 
 def _next_steps(arguments) -> str:
+    place = _place(arguments)
+    return f"next: nas-mnist show{place}\n      nas-mnist dashboard{place}\n      nas-mnist confirm{place}"
+
+
+def _place(arguments) -> str:
+    """The options that the next command needs to find this study."""
     place = "" if arguments.storage == DEFAULT_STORAGE else f" --storage {shlex.quote(arguments.storage)}"
-    place += "" if arguments.study == DEFAULT_STUDY else f" --study {shlex.quote(arguments.study)}"
-    return f"next: nas-mnist show{place}\n      nas-mnist dashboard{place}"
+    return place + ("" if arguments.study == DEFAULT_STUDY else f" --study {shlex.quote(arguments.study)}")
 
 
 # --- show ------------------------------------------------------------------------------------------------------------
@@ -446,8 +450,7 @@ def _baselines(arguments) -> int:
         with display.JobDisplay(Console(stderr=arguments.json), settings.epochs) as show:
             results = baselines.train_baselines(settings, workers, show)
     except KeyboardInterrupt:
-        print(f"stopped; finished runs are kept. To go on:\n  {arguments.command_line}", file=sys.stderr)
-        return 130
+        return _stopped(arguments)
     if arguments.json:
         print(json.dumps([report.baseline_values(result) for result in results], indent=2, ensure_ascii=False))
         return 0
@@ -459,3 +462,147 @@ def _baselines(arguments) -> int:
         crop=False,
     )
     return 0
+
+
+# --- confirm ---------------------------------------------------------------------------------------------------------
+
+
+def _add_confirm(commands) -> None:
+    parser = _command(
+        commands, "confirm", _confirm, "train the best candidates again on fresh folds and seeds, and rank them"
+    )
+    parser.add_argument(
+        "--top", type=_at_least(1), default=8, metavar="N", help="candidates of the search (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--folds", type=_at_least(2, 100), default=6, metavar="N", help="of the training images (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seeds", type=_at_least(1, 100), default=1, metavar="K", help="runs on each fold (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--train-images", type=_at_least(2), metavar="N", help="of each fold, for a quick look (default: all)"
+    )
+    _add_json(parser)
+    _add_workers(parser)
+    _add_storage(parser)
+    _add_data_dir(parser)
+
+
+def _confirm(arguments) -> int:
+    from rich.console import Console
+
+    from nas_mnist import confirm, display, report, study
+    from nas_mnist.workers import plan_workers
+
+    settings = confirm.ConfirmSettings(
+        storage=study.Storage.parse(arguments.storage),
+        study_name=arguments.study,
+        top=arguments.top,
+        n_folds=arguments.folds,
+        n_seeds=arguments.seeds,
+        train_images=arguments.train_images,
+        data_dir=_data_dir(arguments),
+    )
+    workers = plan_workers(arguments.workers, arguments.devices)
+    try:
+        with display.JobDisplay(Console(stderr=arguments.json), len(settings.pairs) * MAX_EPOCHS) as show:
+            ranking = confirm.confirm(settings, workers, show)
+    except KeyboardInterrupt:
+        return _stopped(arguments)
+    if arguments.json:
+        print(json.dumps([confirmed.to_dict() for confirmed in ranking], indent=2))
+        return 0
+    p_value = confirm.lead(*ranking[:2]) if len(ranking) > 1 else None
+    Console(highlight=False).print(
+        report.confirmation_table(ranking),
+        report.lead_line(ranking, p_value, confirm.SIGNIFICANT_P),
+        sep="\n",
+        crop=False,
+    )
+    print(f"next: nas-mnist retrain{_place(arguments)}")
+    return 0
+
+
+def _stopped(arguments) -> int:
+    print(f"stopped; what was finished is kept. To go on:\n  {arguments.command_line}", file=sys.stderr)
+    return 130
+
+
+# --- retrain ---------------------------------------------------------------------------------------------------------
+
+
+def _add_retrain(commands) -> None:
+    parser = _command(
+        commands, "retrain", _retrain, "train the confirmed winner on all 60,000 images, and meet the test set"
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--trial", type=_at_least(0), metavar="N", help="this trial of the search instead")
+    which.add_argument("--architecture", metavar="NAME|NOTATION", help="this network instead, with the common recipe")
+    parser.add_argument("--seeds", type=_at_least(1, 1000), default=5, metavar="K", help="runs (default: %(default)s)")
+    parser.add_argument(
+        "--epochs", type=_at_least(1, 1000), metavar="N", help="of a run with --architecture (default: 15)"
+    )
+    parser.add_argument(
+        "--train-images", type=_at_least(2, 60_000), default=60_000, metavar="N", help="for a quick look (default: all)"
+    )
+    parser.add_argument("--check", action="store_true", help="exit with code 1 if the task is not fulfilled")
+    _add_json(parser)
+    _add_workers(parser)
+    _add_storage(parser)
+    _add_data_dir(parser)
+
+
+def _retrain(arguments) -> int:
+    from rich.console import Console
+
+    from nas_mnist import display, report, retrain, study
+    from nas_mnist.workers import plan_workers
+
+    storage = study.Storage.parse(arguments.storage)
+    settings = retrain.RetrainSettings(
+        storage=storage,
+        chosen=_chosen(arguments, storage),
+        study_name=arguments.study,
+        n_seeds=arguments.seeds,
+        train_images=arguments.train_images,
+        data_dir=_data_dir(arguments),
+    )
+    workers = plan_workers(arguments.workers, arguments.devices)
+    try:
+        with display.JobDisplay(Console(stderr=arguments.json), settings.chosen.candidate.recipe.epochs) as show:
+            retrained = retrain.retrain(settings, workers, show)
+    except KeyboardInterrupt:
+        return _stopped(arguments)
+    if arguments.json:
+        print(json.dumps(report.retrained_values(retrained), indent=2, ensure_ascii=False))
+    else:
+        Console(highlight=False).print(report.retrained_table(retrained), report.verdict_lines(retrained), sep="\n")
+        print(f"next: nas-mnist export{_place(arguments)}")
+    return 1 if arguments.check and not retrained.verdict else 0
+
+
+def _chosen(arguments, storage):
+    from nas_mnist import retrain, zoo
+    from nas_mnist.errors import StudyError
+    from nas_mnist.space import Candidate
+    from nas_mnist.training import Recipe
+
+    if arguments.architecture is None:
+        if arguments.epochs:
+            raise StudyError("a trial is retrained with its own recipe: leave out --epochs, or give --architecture")
+        return retrain.choose(storage, arguments.study, arguments.trial)
+    recipe = Recipe(epochs=arguments.epochs or MAX_EPOCHS)
+    return retrain.Chosen(Candidate(zoo.resolve(arguments.architecture), recipe))
+
+
+COMMANDS = (
+    _add_search,
+    _add_show,
+    _add_dashboard,
+    _add_confirm,
+    _add_retrain,
+    _add_baselines,
+    _add_describe,
+    _add_find_lr,
+)

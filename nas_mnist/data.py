@@ -1,7 +1,7 @@
 """MNIST as tensors: unpacked once, memory-mapped by every process, split by a fixed seed.
 
-torchvision's own dataset class checks and reads the files; the folder of this package stands before its mirrors. The
-images are then kept as `.npy` files in a cache folder and mapped copy-on-write, so that all workers of a machine share one
+torchvision's own dataset class checks and reads the files; this package's folder stands before its mirrors. The images
+are then kept as `.npy` files in a cache folder and mapped copy-on-write, so that all workers of a machine share one
 copy of them in memory and none waits for another.
 """
 

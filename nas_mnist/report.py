@@ -15,11 +15,14 @@ from rich.text import Text
 
 from nas_mnist.architecture import Architecture, LayerShape
 from nas_mnist.errors import NasMnistError
+from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS, TARGET_ACCURACY
 from nas_mnist.zoo import ReferenceSystem
 
 if TYPE_CHECKING:
     from nas_mnist.baselines import BaselineResult
+    from nas_mnist.confirm import Confirmed
     from nas_mnist.lr_finder import RateCurve
+    from nas_mnist.retrain import Retrained
     from nas_mnist.training import Recipe
 
 BAR_WIDTH = 10
@@ -268,6 +271,78 @@ def baseline_values(result: "BaselineResult") -> dict[str, Any]:
         "seconds": result.seconds,
         "n_diverged": result.n_diverged,
         "runs": [asdict(run) for run in result.runs],
+    }
+
+
+# --- confirmation and retraining -------------------------------------------------------------------------------------
+
+
+def confirmation_table(ranking: list["Confirmed"]) -> Table:
+    """Candidates by their mean on fresh folds; optimism is how much better the search believed them to be."""
+    columns = ("trial", "params", "search", "confirmed", "± SD", "n", "optimism", "", "architecture")
+    table = _table("confirmed on fresh folds and seeds", *columns, left=("", "architecture"))
+    table.columns[-1].no_wrap, table.columns[-1].overflow = False, "fold"
+    for c in ranking:
+        deviation = "" if c.standard_deviation is None else f"{100 * c.standard_deviation:.2f}"
+        numbers = (f"{c.n_parameters:,}", f"{c.search_score:.2%}", f"{c.mean:.3%}", deviation, f"{len(c.accuracies)}")
+        given_up = "given up" if c.given_up else ""
+        table.add_row(str(c.trial), *numbers, f"{100 * c.optimism:+.2f}", given_up, Text(c.architecture))
+    return table
+
+
+def lead_line(ranking: list["Confirmed"], p_value: float | None, significant: float) -> Text:
+    """Whether the first is really ahead of the second."""
+    if p_value is None:
+        return Text("one candidate: nothing to compare it with", "dim")
+    first, second = ranking[:2]
+    really = "is ahead of" if p_value < significant else "is not certainly ahead of"
+    return Text(
+        f"trial {first.trial} {really} trial {second.trial}: {100 * (first.mean - second.mean):+.3f} points, "
+        f"p = {p_value:.2f} (one-sided Wilcoxon test over common folds and seeds)",
+        "green" if p_value < significant else "yellow",
+    )
+
+
+def retrained_table(retrained: "Retrained") -> Table:
+    """Test accuracy of each seed: the last epoch counts."""
+    table = _table("test accuracy", "seed", "last", "last two, worse", "seconds")
+    for run in retrained.runs:
+        table.add_row(str(run.seed), f"{run.accuracy:.2%}", f"{run.worst_of_last:.2%}", f"{run.seconds:.0f}")
+    table.add_section()
+    deviation = retrained.standard_deviation
+    spread = "" if deviation is None else f" ± {100 * deviation:.2f}"
+    worst = min(retrained.runs, key=lambda run: run.worst_of_last)
+    table.add_row("mean", f"{retrained.mean:.3%}{spread}", f"worst {worst.worst_of_last:.2%} (seed {worst.seed})", "")
+    return table
+
+
+def verdict_lines(retrained: "Retrained") -> Text:
+    """The task, condition by condition."""
+    v = retrained.verdict
+    conditions = [
+        (v.few_parameters, f"{v.n_parameters:,} parameters: fewer than {MAX_PARAMS:,}"),
+        (v.few_epochs, f"{v.n_epochs} epochs: at most {MAX_EPOCHS}"),
+        (
+            v.accurate,
+            f"{v.worst_of_last:.2%} at worst: {TARGET_ACCURACY:.2%} in each of the last two epochs, every seed",
+        ),
+    ]
+    lines = [Text(f"{'✓' if met else '✗ not:'} {rule}", "green" if met else "red") for met, rule in conditions]
+    return Text("\n").join(lines)
+
+
+def retrained_values(retrained: "Retrained") -> dict[str, Any]:
+    """The same as plain values for JSON; accuracies as fractions."""
+    verdict = retrained.verdict
+    return {
+        **retrained.candidate.to_dict(),
+        "trial": retrained.trial,
+        "mean": retrained.mean,
+        "standard_deviation": retrained.standard_deviation,
+        "runs": [
+            asdict(run) | {"accuracy": run.accuracy, "worst_of_last": run.worst_of_last} for run in retrained.runs
+        ],
+        "verdict": {"fulfilled": bool(verdict), **asdict(verdict)},
     }
 
 

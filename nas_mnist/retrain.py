@@ -4,9 +4,9 @@ The test set is evaluated after every epoch for the record. What counts is the l
 weights that are exported are those of the first seed, not of the best.
 """
 
-import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -15,18 +15,23 @@ from typing import Any
 import optuna
 import safetensors.torch
 import torch
+from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
-from nas_mnist import study
+from nas_mnist import confirm, study
 from nas_mnist.data import DATASET, N_TRAIN_IMAGES, Split, load_test, load_train, prepare, search_split
 from nas_mnist.errors import BudgetError, StudyError
-from nas_mnist.network import build, count_parameters
+from nas_mnist.jobs import Job, JobStarted, Objective, Queue, job_of, run_jobs
+from nas_mnist.network import Network, build, count_parameters
 from nas_mnist.space import Candidate
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS, N_FINAL_EPOCHS, TARGET_ACCURACY
 from nas_mnist.training import EpochResult
-from nas_mnist.trial import TrialStarted, record, train_and_report, work_off
-from nas_mnist.workers import Send, Worker, run_workers
+from nas_mnist.trial import record, train_and_report
+from nas_mnist.workers import Send, Worker
+
+WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -101,3 +106,183 @@ class Retrained:
             max(len(run.epochs) for run in self.runs),
             min(run.worst_of_last for run in self.runs),
         )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The candidate to retrain, and how it was found."""
+
+    candidate: Candidate
+    trial: int | None = None
+    search_score: float | None = None
+    confirmation: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        return "architecture" if self.trial is None else f"trial {self.trial}"
+
+
+@dataclass(frozen=True)
+class RetrainSettings:
+    """What to retrain, how often, and where the results are kept: in `<study>-retrain`, beside the search."""
+
+    storage: study.Storage
+    chosen: Chosen
+    study_name: str = "nas-mnist"
+    n_seeds: int = 5
+    train_images: int = N_TRAIN_IMAGES
+    data_dir: Path = Path()
+
+    @property
+    def retrain_study(self) -> str:
+        return f"{self.study_name}-retrain"
+
+    @property
+    def queue(self) -> Queue:
+        jobs = tuple({"candidate": self.chosen.candidate.to_dict(), "seed": seed} for seed in range(self.n_seeds))
+        identity = {"dataset": DATASET, "train_images": self.train_images}
+        return Queue(self.storage, self.retrain_study, "test accuracy", identity, jobs)
+
+
+def choose(storage: study.Storage, study_name: str, trial: int | None = None) -> Chosen:
+    """The trial of this number, or else the winner of the confirmation.
+
+    Raises `StudyError` if there is neither.
+    """
+    opened = storage.open()
+    found = study.load(opened, study_name)
+    ranking = confirm.ranking(opened, study_name)
+    if trial is None:
+        if not ranking:
+            raise StudyError(
+                f"no candidate of study {study_name!r} is confirmed: run `nas-mnist confirm`, or name one with --trial"
+            )
+        trial = ranking[0].trial
+    confirmed = next((c for c in ranking if c.trial == trial), None)
+    frozen = study.find_trial(found, trial)
+    return Chosen(
+        Candidate.from_dict({name: frozen.user_attrs[name] for name in ("architecture", "recipe")}),
+        trial,
+        frozen.value if frozen.state == TrialState.COMPLETE else None,
+        confirmed.to_dict() if confirmed else None,
+    )
+
+
+def retrain(
+    settings: RetrainSettings, workers: list[Worker], on_event: Callable[[Worker | None, Any], None]
+) -> Retrained:
+    """Train the missing seeds and return what all of them have come to.
+
+    Raises `BudgetError` for a network over the budget of the task, before anything is trained.
+    """
+    n_parameters = count_parameters(settings.chosen.candidate.architecture)
+    if n_parameters >= MAX_PARAMS:
+        raise BudgetError(
+            f"architecture has {n_parameters:,} parameters; the limit is {MAX_PARAMS - 1:,}: reduce a width or a block"
+        )
+    prepare(settings.data_dir)
+    _split(settings)
+    run_jobs(settings.queue, partial(_prepare, settings), workers, on_event)
+    return load(settings.storage, settings.study_name, settings.chosen)
+
+
+def load(storage: study.Storage, study_name: str, chosen: Chosen | None = None) -> Retrained:
+    """The retraining of this candidate that is in the storage, by default that of the last one retrained.
+
+    Raises `StudyError` if it was never retrained.
+    """
+    opened = storage.open()
+    name = f"{study_name}-retrain"
+    if name not in study.names(opened):
+        raise StudyError(f"nothing of study {study_name!r} has been retrained: run `nas-mnist retrain` first")
+    complete = study.load(opened, name).get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    chosen = chosen or _last_chosen(complete)
+    own = [t for t in complete if chosen and job_of(t)["candidate"] == chosen.candidate.to_dict()]
+    if not own:
+        raise StudyError(
+            f"{chosen.name if chosen else 'nothing'} has not been retrained: run `nas-mnist retrain` first"
+        )
+    own.sort(key=lambda trial: job_of(trial)["seed"])
+    return Retrained(
+        chosen.candidate,
+        chosen.trial,
+        chosen.search_score,
+        chosen.confirmation,
+        tuple(_run(trial) for trial in own),
+        _read_weights(storage, opened, own[0]),
+    )
+
+
+def _last_chosen(complete: list[FrozenTrial]) -> Chosen | None:
+    if not complete:
+        return None
+    last = max(complete, key=lambda trial: trial.datetime_complete)
+    attributes = last.user_attrs["chosen"]
+    return Chosen(Candidate.from_dict(job_of(last)["candidate"]), **attributes)
+
+
+def _run(trial: FrozenTrial) -> Run:
+    attributes = trial.user_attrs
+    epochs = tuple(EpochResult(**epoch) for epoch in attributes["epochs"])
+    return Run(job_of(trial)["seed"], epochs, attributes["seconds"], attributes["device"], attributes["versions"])
+
+
+def _split(settings: RetrainSettings) -> Split:
+    """All training images, and in the place of validation images the test set."""
+    images = load_train(settings.data_dir)
+    if settings.train_images != N_TRAIN_IMAGES:
+        images = search_split(images, settings.train_images).train
+    return Split(images, load_test(settings.data_dir))
+
+
+def _prepare(settings: RetrainSettings, device_name: str) -> Objective:
+    device = torch.device(device_name)
+    split = _split(settings)
+    return partial(_train, settings, Split(split.train.to(device), split.val.to(device)), device)
+
+
+def _train(
+    settings: RetrainSettings, split: Split, device: torch.device, trial: optuna.Trial, job: Job, send: Send
+) -> float:
+    """One seed, from its job to the test accuracy of its last epoch; the weights are kept with the trial."""
+    candidate, seed = Candidate.from_dict(job["candidate"]), job["seed"]
+    record(trial, candidate, count_parameters(candidate.architecture), seed, device)
+    chosen = settings.chosen
+    trial.set_user_attr(
+        "chosen",
+        {"trial": chosen.trial, "search_score": chosen.search_score, "confirmation": chosen.confirmation},
+    )
+    send(JobStarted(trial.number, f"seed {seed}"))
+    network = build(candidate.architecture, seed=seed, device=device)
+    epochs = train_and_report(trial, network, candidate.recipe, split, seed, send)
+    _keep_weights(network, trial, settings.storage)
+    return epochs[-1].val_accuracy
+
+
+def _keep_weights(network: Network, trial: optuna.Trial, storage: study.Storage) -> None:
+    """As an artifact of the trial, which the dashboard lists; safetensors, never pickle."""
+    storage.artifacts.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / WEIGHTS
+        safetensors.torch.save_file(weights, path)
+        upload_artifact(
+            artifact_store=FileSystemArtifactStore(storage.artifacts),
+            file_path=str(path),
+            study_or_trial=trial,
+            mimetype="application/octet-stream",
+        )
+
+
+def _read_weights(storage: study.Storage, opened: RDBStorage, trial: FrozenTrial) -> dict[str, Tensor]:
+    for meta in get_all_artifact_meta(trial, storage=opened):
+        if meta.filename == WEIGHTS:
+            try:
+                with FileSystemArtifactStore(storage.artifacts).open_reader(meta.artifact_id) as file:
+                    return safetensors.torch.load(file.read())
+            except (OSError, safetensors.SafetensorError, optuna.artifacts.exceptions.ArtifactNotFound) as error:
+                raise StudyError(
+                    f"the weights in {storage.artifacts} are missing or damaged ({error}): delete the study "
+                    "and run `nas-mnist retrain` again"
+                ) from error
+    raise StudyError(f"trial {trial.number} has no weights: run `nas-mnist retrain` again")

@@ -82,6 +82,11 @@ class Storage:
         database = self._parsed.database
         return Path(database) if self._parsed.get_backend_name() == "sqlite" and database else None
 
+    @property
+    def artifacts(self) -> Path:
+        """The folder of the files that belong to trials: beside an SQLite database, else below the current folder."""
+        return (self.path.parent if self.path else Path("studies")) / "artifacts"
+
     def open(self, *, create: bool = False) -> RDBStorage:
         """Connect; each process opens its own. Raises `StudyError` if that is not possible.
 
@@ -91,7 +96,7 @@ class Storage:
             _check_sqlite_file(self.path, create)
         optuna.logging.set_verbosity(optuna.logging.ERROR)  # its log would run through the display
         try:
-            with _experimental():
+            with experimental():
                 storage = RDBStorage(
                     self.url,
                     engine_kwargs={"connect_args": {"timeout": LOCK_TIMEOUT_SECONDS}}
@@ -103,7 +108,7 @@ class Storage:
                 )
         except (ModuleNotFoundError, sqlalchemy.exc.NoSuchModuleError, ImportError) as error:
             raise StudyError(
-                f"the driver of storage {self} is not installed: pip install 'nas-mnist[postgresql]', or use an SQLite file"
+                f"the driver of storage {self} is not installed: pip install 'nas-mnist[postgresql]', or use SQLite"
             ) from error
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError, OSError) as error:
             raise StudyError(
@@ -129,14 +134,14 @@ class Storage:
 
 
 @contextlib.contextmanager
-def _experimental() -> Iterator[None]:
-    """Optuna warns that heartbeat and retry are experimental; we know, and test what we rely on."""
+def experimental() -> Iterator[None]:
+    """Optuna warns that heartbeat, retry and Wilcoxon pruner are experimental; we know, and test what we rely on."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield
 
 
-with _experimental():
+with experimental():
     _retry = RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)
 
 
@@ -200,7 +205,7 @@ def create(storage: RDBStorage, name: str, *, metric: str, attributes: dict[str,
     Raises `StudyError` if an attribute that is a dict (such as the identity) has other values in the stored study.
     """
     study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
-    with _experimental():
+    with experimental():
         study.set_metric_names([metric])
     stored = study.user_attrs
     for key, value in attributes.items():
@@ -214,8 +219,8 @@ def _compare(name: str, stored: dict[str, Any], asked: dict[str, Any]) -> None:
     for key, value in asked.items():
         if stored.get(key) != value:
             raise StudyError(
-                f"study {name!r} was made with {key} {stored.get(key)!r}, not {value!r}; results of both cannot be compared: "
-                "use the same value, or another --study"
+                f"study {name!r} was made with {key} {stored.get(key)!r}, not {value!r}; results of both cannot be "
+                "compared: use the same value, or another --study"
             )
 
 

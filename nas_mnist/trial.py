@@ -54,7 +54,9 @@ class WorkerDone:
     total_seconds: float
 
 
-def record(trial: optuna.Trial, candidate: Candidate, n_parameters: int, seed: int, device: torch.device) -> None:
+def record(
+    trial: optuna.Trial, candidate: Candidate, n_parameters: int, seed: int | None, device: torch.device
+) -> None:
     """Write down what is going to be trained, flat, so that the dashboard can sort by it."""
     attributes = {
         "architecture": str(candidate.architecture),

@@ -87,7 +87,7 @@ def test_damaged_file_is_named_with_what_to_do(data_dir, tmp_path, name, damage)
         half = len(content) // 2
         changed = content[:half] + (bytes([content[half] ^ 0x20]) + content[half + 1 :] if damage == "flip" else b"")
         (folder / name).write_bytes(changed)
-    with pytest.raises(DataError, match="damaged.*delete that folder and run again") as error:
+    with pytest.raises(DataError, match=r"damaged.*delete that folder and run again") as error:
         data.prepare(tmp_path)
     assert "\n" not in str(error.value)
 

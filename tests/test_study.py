@@ -231,7 +231,10 @@ def test_sqlite_writes_ahead_and_waits_for_other_programs(storage):
 
 
 def test_lock_is_held_by_one_at_a_time(storage):
-    script = "import sys, time\nfrom nas_mnist.study import Storage\nwith Storage.parse(sys.argv[1]).lock():\n print(1, flush=True)\n time.sleep(1.5)"
+    script = (
+        "import sys, time\nfrom nas_mnist.study import Storage\n"
+        "with Storage.parse(sys.argv[1]).lock():\n print(1, flush=True)\n time.sleep(1.5)"
+    )
     with subprocess.Popen([sys.executable, "-c", script, str(storage.path)], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         start = time.monotonic()

@@ -1,0 +1,121 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from optuna.trial import create_trial
+
+from nas_mnist import confirm, data, retrain, study
+from nas_mnist.architecture import parse
+from nas_mnist.errors import BudgetError, StudyError
+from nas_mnist.network import build
+from nas_mnist.retrain import Chosen, RetrainSettings, Verdict
+from nas_mnist.space import Candidate
+from nas_mnist.study import Storage
+from nas_mnist.training import Recipe, evaluate
+from nas_mnist.workers import Worker
+
+CANDIDATE = Candidate(parse("c6 M c8 M c10k1- G"), Recipe(epochs=2))
+
+
+@pytest.fixture
+def settings(tmp_path, data_dir):
+    return RetrainSettings(
+        Storage.parse(str(tmp_path / "s.db")), Chosen(CANDIDATE), n_seeds=2, train_images=500, data_dir=data_dir
+    )
+
+
+def run(settings, n_workers=2):
+    workers = [Worker(i, "cpu") for i in range(n_workers)]
+    events = []
+    return retrain.retrain(settings, workers, lambda worker, event: events.append(event))
+
+
+def test_every_seed_meets_the_test_set_and_the_weights_of_the_first_are_kept(settings, data_dir):
+    retrained = run(settings)
+    assert [r.seed for r in retrained.runs] == [0, 1]
+    assert all(len(r.epochs) == 2 for r in retrained.runs)
+    assert retrained.mean == pytest.approx(sum(r.epochs[-1].val_accuracy for r in retrained.runs) / 2)
+    network = build(CANDIDATE.architecture, seed=99)
+    network.load_state_dict(retrained.weights)
+    assert evaluate(network, data.load_test(data_dir))[1] == retrained.runs[0].accuracy
+
+    again = run(replace(settings, n_seeds=1))  # nothing is trained twice, and all seeds there are count
+    assert again.runs == retrained.runs
+    assert retrain.load(settings.storage, "nas-mnist").runs == retrained.runs
+
+
+def test_weights_that_are_gone_are_one_clear_line(settings):
+    run(replace(settings, n_seeds=1), n_workers=1)
+    for path in settings.storage.artifacts.iterdir():
+        path.write_bytes(b"damaged")
+    with pytest.raises(StudyError, match="missing or damaged"):
+        retrain.load(settings.storage, "nas-mnist")
+
+
+def test_network_over_the_budget_is_refused_before_training(settings):
+    fat = Candidate(parse("c32 c32 M c32 G c10k1-"), Recipe())
+    with pytest.raises(BudgetError, match="the limit is 7,999: reduce a width or a block"):
+        run(replace(settings, chosen=Chosen(fat)))
+    assert not settings.storage.path.exists()
+
+
+@pytest.fixture
+def searched(settings):
+    """A search of two trials, the second of which the confirmation liked better."""
+    opened = settings.storage.open(create=True)
+    for name in ("nas-mnist", "nas-mnist-confirm"):
+        study.create(opened, name, metric="m", attributes={})
+    for score in (0.99, 0.98):
+        study.load(opened, "nas-mnist").add_trial(create_trial(value=score, user_attrs=CANDIDATE.to_dict()))
+    return settings.storage
+
+
+def add_confirmation(storage, trial, accuracies):
+    attributes = {
+        "job": {"trial": trial, "search_score": 0.99 - 0.01 * trial},
+        "architecture": "x",
+        "n_parameters": 1,
+        "accuracies": accuracies,
+        "folds": len(accuracies),
+        "seeds": 1,
+    }
+    found = study.load(storage.open(), "nas-mnist-confirm")
+    found.add_trial(create_trial(value=sum(accuracies) / len(accuracies), user_attrs=attributes))
+
+
+def test_winner_of_the_confirmation_is_chosen_not_that_of_the_search(searched):
+    with pytest.raises(StudyError, match=r"nas-mnist confirm.*--trial"):
+        retrain.choose(searched, "nas-mnist")
+    add_confirmation(searched, 0, [0.95, 0.96])
+    add_confirmation(searched, 1, [0.97, 0.98])
+    chosen = retrain.choose(searched, "nas-mnist")
+    assert (chosen.trial, chosen.candidate) == (1, CANDIDATE)
+    assert chosen.confirmation["optimism"] == pytest.approx(0.98 - 0.975)
+    assert retrain.choose(searched, "nas-mnist", 0).trial == 0
+    with pytest.raises(StudyError, match="no trial 7"):
+        retrain.choose(searched, "nas-mnist", 7)
+    assert [c.trial for c in confirm.ranking(searched.open(), "nas-mnist")] == [1, 0]
+
+
+def test_nothing_retrained_says_what_to_do(searched):
+    with pytest.raises(StudyError, match="run `nas-mnist retrain` first"):
+        retrain.load(searched, "nas-mnist")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "fulfilled"),
+    [
+        (Verdict(7999, 15, 0.994), True),
+        (Verdict(8000, 15, 0.994), False),
+        (Verdict(7999, 16, 0.994), False),
+        (Verdict(7999, 15, 0.9939), False),
+    ],
+)
+def test_verdict_needs_every_condition(verdict, fulfilled):
+    assert bool(verdict) is fulfilled
+
+
+def test_training_uses_all_images_unless_told_otherwise(settings):
+    split = retrain._split(replace(settings, train_images=60_000))
+    assert (len(split.train), len(split.val)) == (60_000, 10_000)
+    assert not torch.equal(split.train.pixels[:10], split.val.pixels[:10])
