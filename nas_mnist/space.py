@@ -234,7 +234,7 @@ def _read_layers(architecture: Architecture) -> Parameters:
             parameters.setdefault("padding", layer.padding)
     if not 2 <= block <= MAX_BLOCKS or max(parameters.get(f"convs_{b}", 0) for b in range(1, block + 1)) > MAX_CONVS:
         raise ArchitectureError(
-            f"`{architecture}` is no point of the space: write 2 to {MAX_BLOCKS} blocks of 1 to {MAX_CONVS} convolutions"
+            f"`{architecture}` is no point of the space: it takes 2 to {MAX_BLOCKS} blocks of 1 to {MAX_CONVS} each"
         )
     return parameters | {"blocks": block}
 
