@@ -79,7 +79,8 @@ def measure(root: Path, repeats: int) -> dict:
         result["networks"] = {
             name: measure_network(crews, name, repeats, statistics.median(peaks)) for name in NETWORKS
         }
-        result["resident_mb_a_worker"] = max(crews["package"].do("resident", None))
+        memory = crews["package"].do("memory", None)
+        result["resident_mb_a_worker"], result["own_mb_a_worker"] = (max(mb) for mb in zip(*memory, strict=True))
     finally:
         for crew in crews.values():
             crew.dismiss()
@@ -164,8 +165,9 @@ def work(connection, root: Path, core: int | None) -> None:
         way, *shares = task.split()
         if way == "peak":
             connection.send(matmul_gflops())
-        elif way == "resident":
-            connection.send(psutil.Process().memory_info().rss / 1e6)
+        elif way == "memory":  # all that is resident, and what no other process shares: libraries, images
+            memory = psutil.Process().memory_full_info()
+            connection.send((memory.rss / 1e6, memory.uss / 1e6))
         else:
             if (way, name) not in trainers:
                 trainers[way, name] = (Reference if way == "reference" else Package)(root, parse(NETWORKS[name]))
