@@ -596,6 +596,71 @@ def _chosen(arguments, storage):
     return retrain.Chosen(Candidate(zoo.resolve(arguments.architecture), recipe))
 
 
+# --- export, predict, evaluate ---------------------------------------------------------------------------------------
+
+
+def _add_export(commands) -> None:
+    parser = _command(commands, "export", _export, "write the retrained winner as a folder that anyone can use")
+    parser.add_argument(
+        "--out", type=Path, default=Path("solution"), metavar="DIR", help="the folder to make (default: %(default)s)"
+    )
+    parser.add_argument("--trial", type=_at_least(0), metavar="N", help="this trial, once it has been retrained")
+    parser.add_argument("--force", action="store_true", help="replace an earlier solution in that folder")
+    _add_storage(parser)
+    _add_data_dir(parser)
+
+
+def _export(arguments) -> int:
+    from nas_mnist import export, retrain, study
+
+    storage = study.Storage.parse(arguments.storage)
+    chosen = None if arguments.trial is None else retrain.choose(storage, arguments.study, arguments.trial)
+    retrained = retrain.load(storage, arguments.study, chosen)
+    source = export.Source(str(storage), arguments.study, study.count_trained(storage.open(), arguments.study))
+    record = export.export(retrained, source, _data_dir(arguments), arguments.out, force=arguments.force)
+    print(f"{arguments.out}: {record['n_parameters']:,} parameters, {record['test_accuracy']:.2%} of the test set")
+    print(f"next: nas-mnist predict {shlex.quote(str(arguments.out))} IMAGE")
+    return 0
+
+
+def _add_predict(commands) -> None:
+    parser = _command(commands, "predict", _predict, "say which digits pictures show")
+    parser.add_argument("solution", type=Path, metavar="FOLDER", help="that `nas-mnist export` wrote")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG, dark on light or light on dark")
+    _add_json(parser)
+
+
+def _predict(arguments) -> int:
+    from dataclasses import asdict
+
+    from nas_mnist import predict
+
+    predictions = list(predict.predict(predict.load(arguments.solution), arguments.images))
+    for prediction in predictions:
+        if prediction.error:
+            print(f"{prediction.path}: {prediction.error}", file=sys.stderr)
+        elif not arguments.json:
+            print(f"{prediction.path}: {prediction.digit} ({prediction.confidence:.1%})")
+    if arguments.json:
+        print(json.dumps([asdict(prediction) for prediction in predictions], indent=2))
+    return 2 if any(prediction.error for prediction in predictions) else 0
+
+
+def _add_evaluate(commands) -> None:
+    parser = _command(commands, "evaluate", _evaluate, "print the test accuracy of an exported folder")
+    parser.add_argument("solution", type=Path, metavar="FOLDER", help="that `nas-mnist export` wrote")
+    _add_json(parser)
+    _add_data_dir(parser)
+
+
+def _evaluate(arguments) -> int:
+    from nas_mnist import predict
+
+    accuracy = predict.accuracy_on_test_set(arguments.solution, _data_dir(arguments))
+    print(json.dumps({"test_accuracy": accuracy}) if arguments.json else f"{accuracy:.2%} of the test set")
+    return 0
+
+
 COMMANDS = (
     _add_search,
     _add_show,
@@ -605,4 +670,7 @@ COMMANDS = (
     _add_baselines,
     _add_describe,
     _add_find_lr,
+    _add_export,
+    _add_predict,
+    _add_evaluate,
 )

@@ -5,6 +5,7 @@
     ├── BudgetError            a parameter limit that no candidate can meet
     ├── DataError              a data file that is missing or damaged
     ├── DeviceError            a device or a number of workers that is not there
+    ├── SolutionError          an exported folder that is damaged, incomplete, or in the way
     ├── StudyError             a database or study that cannot be opened or must not be mixed
     └── TrainingDiverged       a loss that is not finite
 
@@ -30,6 +31,10 @@ class DataError(NasMnistError):
 
 class DeviceError(NasMnistError):
     """The device does not exist on this machine."""
+
+
+class SolutionError(NasMnistError):
+    """The exported folder is damaged or incomplete, does not do what it should, or must not be overwritten."""
 
 
 class StudyError(NasMnistError):

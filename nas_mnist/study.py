@@ -286,6 +286,11 @@ def progress(trials: list[FrozenTrial]) -> Progress:
     )
 
 
+def count_trained(storage: RDBStorage, name: str) -> int | None:
+    """The trained trials of a study; None if there is no such study."""
+    return progress(load(storage, name).get_trials(deepcopy=False)).trained if name in names(storage) else None
+
+
 class NoMoreTrials(Exception):
     """Raised by `SharedStudy.ask` when all there was to do is done."""
 

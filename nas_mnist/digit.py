@@ -1,0 +1,74 @@
+"""A picture of a digit, prepared as MNIST was. Torch alone: `export` copies this source into `model.py`."""
+
+import struct
+import zlib
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def prepare(grey: Tensor) -> Tensor:
+    """A grey picture (H, W), 0 to 1, dark on light or light on dark → an image (1, 1, 28, 28), normalised.
+
+    As in MNIST the ink is bright, fits a box of 20×20 pixels, and has its centre of mass in the middle of 28×28.
+    Raises ValueError if there is no ink.
+    """
+    border = torch.cat((grey[0], grey[-1], grey[:, 0], grey[:, -1]))
+    ink = (grey - border.median()).abs()
+    if ink.max() < 0.1:
+        raise ValueError("no digit to see: all pixels are alike")
+    ink = (ink / ink.max()).clamp(0, 1)
+    rows, columns = (torch.nonzero((ink > 0.2).any(axis)).flatten() for axis in (1, 0))
+    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    factor = 20 / max(ink.shape)
+    size = [max(1, round(side * factor)) for side in ink.shape]
+    box = F.interpolate(ink[None, None], size=size, mode="bilinear", antialias=True)[0, 0].clamp(0, 1)
+    top, left = (centred(box.sum(1)), centred(box.sum(0)))
+    image = torch.zeros(1, 1, 28, 28)
+    image[0, 0, top : top + size[0], left : left + size[1]] = box
+    return (image - 0.1307) / 0.3081
+
+
+def centred(mass: Tensor) -> int:
+    """Where to begin in 28 pixels so that the centre of mass comes to the middle."""
+    centre = (mass * torch.arange(len(mass))).sum() / mass.sum()
+    return max(0, min(28 - len(mass), round(13.5 - centre.item())))
+
+
+def read_png(content: bytes) -> Tensor:
+    """A PNG file of 8 bits a channel, not interlaced → grey (H, W), 0 to 1, on white where it is transparent.
+
+    Raises ValueError for any other file. The format: https://www.w3.org/TR/png/
+    """
+    if content[:8] != b"\x89PNG\r\n\x1a\n":
+        raise ValueError("not a PNG file; install Pillow to read others")
+    chunks, position = {b"IDAT": b""}, 8
+    while position + 8 <= len(content):
+        length, kind = struct.unpack(">I4s", content[position : position + 8])
+        chunks[kind] = chunks.get(kind, b"") + content[position + 8 : position + 8 + length]
+        position += length + 12
+    width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
+    if depth != 8 or interlace or colour not in (0, 2, 4, 6):
+        raise ValueError("this kind of PNG needs Pillow: install it, or save with 8 bits a channel")
+    n_channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
+    data = unfilter(zlib.decompress(chunks[b"IDAT"]), height, width * n_channels, n_channels)
+    pixels = torch.frombuffer(data, dtype=torch.uint8).reshape(height, width, n_channels) / 255
+    weights = torch.tensor([0.299, 0.587, 0.114]) if colour in (2, 6) else torch.ones(1)
+    grey = (pixels[..., : len(weights)] * weights).sum(-1)
+    return grey * pixels[..., -1] + 1 - pixels[..., -1] if colour in (4, 6) else grey
+
+
+def unfilter(data: bytes, height: int, stride: int, step: int) -> bytearray:
+    """Undo the filter of each row of a PNG: a byte is a difference to the ones left of it and above."""
+    rows, above = bytearray(), bytearray(stride)
+    for y in range(height):
+        kind, row = data[y * (stride + 1)], bytearray(data[y * (stride + 1) + 1 : (y + 1) * (stride + 1)])
+        for i in range(stride):
+            left, up, corner = (row[i - step], above[i], above[i - step]) if i >= step else (0, above[i], 0)
+            guess = left + up - corner
+            paeth = min((left, up, corner), key=lambda value: abs(guess - value))
+            row[i] = (row[i] + (0, left, up, (left + up) // 2, paeth)[kind]) & 255
+        rows += row
+        above = row
+    return rows

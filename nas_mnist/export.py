@@ -1,0 +1,266 @@
+"""The solution as a folder that anyone can use without this package: module, weights, ONNX, model card, figures.
+
+The folder is made under another name beside its place and renamed when it is whole. Nothing goes out that was not
+checked: the generated module and the ONNX file give the logits of the trained network on the whole test set.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import logging
+import shutil
+import subprocess
+import tempfile
+import warnings
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import safetensors.torch
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from nas_mnist import card, figures
+from nas_mnist.augment import augment, normalise
+from nas_mnist.codegen import generate, weight_names
+from nas_mnist.data import DATASET, MEAN, STD, Images, checksums, load_test, load_train, prepare
+from nas_mnist.errors import BudgetError, SolutionError
+from nas_mnist.network import Network, build, count_parameters
+from nas_mnist.predict import RECORD, WEIGHTS
+from nas_mnist.retrain import Retrained
+from nas_mnist.task import MAX_PARAMS
+from nas_mnist.training import predict
+
+OPSET = 18
+TOLERANCE = 1e-4  # of logits, between PyTorch and ONNX
+N_SAMPLES, N_AUGMENTED_ROWS, N_VARIANTS = 40, 5, 7
+MODEL, ONNX, CARD = "model.py", "model.onnx", "README.md"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a solution comes from, as the model card tells it."""
+
+    storage: str
+    study_name: str
+    n_trials: int | None  # trained trials of the search; None without a search
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The test set as the exported network sees it, in order."""
+
+    images: Images
+    logits: Tensor  # (10,000, 10)
+
+    @property
+    def predictions(self) -> Tensor:
+        return self.logits.argmax(1)
+
+    @property
+    def wrong(self) -> Tensor:
+        """Positions of the misclassified images."""
+        return (self.predictions != self.images.labels).nonzero().flatten()
+
+    @property
+    def accuracy(self) -> float:
+        return 1 - len(self.wrong) / len(self.images)
+
+
+def export(retrained: Retrained, source: Source, data_dir: Path, out: Path, *, force: bool = False) -> dict[str, Any]:
+    """Write the solution into the folder `out` and return what `solution.json` holds.
+
+    Raises `SolutionError` if the folder exists (unless `force` replaces an earlier solution) or if a file of it does
+    not do what the network does, `BudgetError` if the network is over the budget.
+    """
+    _check_place(out, force)
+    _check_budget(retrained)
+    prepare(data_dir)
+    network = build(retrained.candidate.architecture, seed=0)
+    network.load_state_dict(retrained.weights)
+    judged = _judge(network, load_test(data_dir))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        temporary.chmod(0o755)
+        model = _write_model(retrained, judged, temporary)
+        _write_onnx(model, judged, temporary / ONNX)
+        _write_figures(retrained, judged, load_train(data_dir), temporary / "figures")
+        record = _record(retrained, source, judged, checksums(data_dir))
+        (temporary / CARD).write_text(card.model_card(retrained, record), encoding="utf-8")
+        record["sha256"] = {p.relative_to(temporary).as_posix(): _sha256(p) for p in _files(temporary)}
+        (temporary / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _put_in_place(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return record
+
+
+def _check_place(out: Path, force: bool) -> None:
+    if not out.exists() and not out.is_symlink():
+        return
+    if not force:
+        raise SolutionError(f"{out} exists and is not overwritten: name another folder with --out, or give --force")
+    if not (out / RECORD).is_file():
+        raise SolutionError(
+            f"{out} is no exported solution, and only such a folder is replaced: name another with --out"
+        )
+
+
+def _check_budget(retrained: Retrained) -> None:
+    n_parameters = count_parameters(retrained.candidate.architecture)
+    if n_parameters >= MAX_PARAMS:
+        raise BudgetError(
+            f"the network has {n_parameters:,} parameters; the limit is {MAX_PARAMS - 1:,}: choose another"
+        )
+
+
+def _put_in_place(temporary: Path, out: Path) -> None:
+    """Rename the whole folder; an earlier solution steps aside first and is removed last."""
+    aside = temporary.with_name(temporary.name + "-old")
+    if out.exists():
+        out.rename(aside)
+    try:
+        temporary.rename(out)
+    except OSError:
+        if aside.exists():
+            aside.rename(out)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _judge(network: Network, test_images: Images) -> Judged:
+    return Judged(test_images, torch.cat([logits for logits, _ in predict(network, test_images)]))
+
+
+def _write_model(retrained: Retrained, judged: Judged, folder: Path) -> nn.Module:
+    """Write module and weights, and return the module's own model, which gives the network's logits."""
+    architecture = retrained.candidate.architecture
+    names = weight_names(architecture)
+    weights = {names[name]: tensor.contiguous() for name, tensor in retrained.weights.items()}
+    safetensors.torch.save_file(weights, folder / WEIGHTS)
+    size, accuracy = f"{architecture.n_parameters:,}", f"{judged.accuracy:.2%}"
+    headline = f"A network of {size} parameters for MNIST digits: {accuracy} of the test set."
+    (folder / MODEL).write_text(generate(architecture, headline), encoding="utf-8")
+    model = _import(folder / MODEL).load()
+    with torch.no_grad():
+        _check_logits(MODEL, torch.cat([model(x) for x in _batches(judged.images)]), judged)
+    return model
+
+
+def _import(path: Path):
+    spec = importlib.util.spec_from_file_location("exported_model", path)
+    module = importlib.util.module_from_spec(spec)
+    with contextlib.suppress(ImportError):
+        spec.loader.exec_module(module)
+    shutil.rmtree(path.parent / "__pycache__", ignore_errors=True)
+    return module
+
+
+def _batches(images: Images):
+    return (normalise(pixels) for pixels, _ in images.batches(1000))
+
+
+def _check_logits(name: str, logits: Tensor, judged: Judged) -> None:
+    difference = (logits - judged.logits).abs().max().item()
+    if not difference <= TOLERANCE or not torch.equal(logits.argmax(1), judged.predictions):
+        raise SolutionError(
+            f"{name} must give the network's logits within {TOLERANCE:g}; they differ by {difference:.2g}"
+        )
+
+
+def _write_onnx(model: nn.Module, judged: Judged, path: Path) -> None:
+    """Write the ONNX file with any batch size, and run it in onnxruntime over the whole test set."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(None):
+        warnings.simplefilter("ignore")  # of the exporter, about its own parts
+        torch.onnx.export(
+            model,
+            (torch.zeros(2, 1, 28, 28),),
+            path,
+            dynamo=True,
+            opset_version=OPSET,
+            external_data=False,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes={"x": {0: torch.export.Dim("batch")}},
+            verbose=False,
+        )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    logits = [session.run(None, {"images": images.numpy()})[0] for images in _batches(judged.images)]
+    _check_logits(ONNX, torch.from_numpy(np.concatenate(logits)), judged)
+
+
+def _write_figures(retrained: Retrained, judged: Judged, train_images: Images, folder: Path) -> None:
+    folder.mkdir()
+    labels, wrong = judged.images.labels, judged.wrong
+    captions = [f"{labels[i]} → {judged.predictions[i]}" for i in wrong]
+    samples = torch.arange(N_SAMPLES) * (len(train_images) // N_SAMPLES)
+    drawn: dict[str, Figure] = {
+        "curves": figures.curves(retrained.runs),
+        "confusion": figures.confusion(labels, judged.predictions),
+        "misclassified": figures.gallery(
+            judged.images.pixels[wrong], captions, f"all {len(wrong)} misclassified test images: true → predicted"
+        ),
+        "samples": figures.gallery(
+            train_images.pixels[samples], [str(int(i)) for i in train_images.labels[samples]], "training images"
+        ),
+        "augmented": _augmented(retrained, train_images),
+    }
+    for name, figure in drawn.items():
+        figure.savefig(folder / f"{name}.png", dpi=150)
+
+
+def _augmented(retrained: Retrained, train_images: Images) -> Figure:
+    pixels = train_images.pixels[: 2 * N_AUGMENTED_ROWS : 2]
+    generator = torch.Generator().manual_seed(0)
+    augmentation = retrained.candidate.recipe.augmentation
+    variants = [augment(pixels, augmentation, generator)[:, 0] * STD + MEAN for _ in range(N_VARIANTS)]
+    return figures.augmented(pixels, variants)
+
+
+def _record(retrained: Retrained, source: Source, judged: Judged, data_md5: dict[str, str]) -> dict[str, Any]:
+    """What `solution.json` holds: accuracies as fractions, times in seconds."""
+    verdict = retrained.verdict
+    return {
+        **retrained.candidate.to_dict(),
+        "n_parameters": verdict.n_parameters,
+        "n_macs": retrained.candidate.architecture.n_macs,
+        "receptive_field": retrained.candidate.architecture.receptive_field,
+        "task_fulfilled": bool(verdict),
+        "test_accuracy": judged.accuracy,
+        "exported_seed": retrained.runs[0].seed,
+        "mean_test_accuracy": retrained.mean,
+        "standard_deviation": retrained.standard_deviation,
+        "runs": [asdict(run) for run in retrained.runs],
+        "search": {**asdict(source), "trial": retrained.trial, "score": retrained.search_score},
+        "confirmation": retrained.confirmation,
+        "onnx": {"opset": OPSET, "input": "images", "output": "logits"},
+        "versions": {name: version(name) for name in ("nas-mnist", "torch", "onnx", "onnxruntime")},
+        "device": retrained.runs[0].device,
+        "git_commit": _git_commit(),
+        "dataset": DATASET,
+        "data_md5": data_md5,
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of this package's source, if it is a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    with contextlib.suppress(OSError):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout.strip() or None
+    return None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

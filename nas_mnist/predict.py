@@ -1,0 +1,112 @@
+"""Use an exported solution: digits in image files, and the accuracy on the test set."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from PIL import Image, UnidentifiedImageError
+from safetensors import SafetensorError
+from torch import Tensor
+
+from nas_mnist.architecture import parse
+from nas_mnist.codegen import weight_names
+from nas_mnist.data import load_test, prepare
+from nas_mnist.digit import prepare as prepare_digit
+from nas_mnist.errors import NasMnistError, SolutionError
+from nas_mnist.network import Network, build
+from nas_mnist.training import evaluate
+
+RECORD, WEIGHTS = "solution.json", "weights.safetensors"
+MAX_PIXELS = 50_000_000  # more is no picture of a digit
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a picture shows. `error` says why there is no digit."""
+
+    path: str
+    digit: int | None = None
+    confidence: float | None = None  # probability, 0 to 1
+    error: str | None = None
+
+
+def load(folder: Path) -> Network:
+    """The network of an exported folder, ready to use.
+
+    Raises `SolutionError` if a file is missing, damaged, or not the one that was exported.
+    """
+    record = _read_record(folder)
+    content = _read(folder / WEIGHTS)
+    if hashlib.sha256(content).hexdigest() != record["sha256"][WEIGHTS]:
+        raise SolutionError(f"{folder / WEIGHTS} is not the file that was exported: export the solution again")
+    try:
+        architecture = parse(record["architecture"])
+        network = build(architecture, seed=0)
+        weights = safetensors.torch.load(content)
+        network.load_state_dict({ours: weights[theirs] for ours, theirs in weight_names(architecture).items()})
+    except (NasMnistError, SafetensorError, RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise SolutionError(f"{folder} is damaged ({reason}): export the solution again") from error
+    return network.eval()
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(_read(folder / RECORD))
+        if isinstance(record["architecture"], str) and isinstance(record["sha256"][WEIGHTS], str):
+            return record
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise SolutionError(f"{folder / RECORD} is damaged: export the solution again")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SolutionError(
+            f"{path} cannot be read ({error.strerror}): name a folder that `nas-mnist export` wrote"
+        ) from error
+
+
+def predict(network: Network, paths: Iterable[str]) -> Iterator[Prediction]:
+    """One prediction for each picture, in order; a file that is none gets its error, and the others go on."""
+    for path in paths:
+        try:
+            image = prepare_digit(_grey(path))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            yield Prediction(path, error=_reason(error))
+            continue
+        with torch.no_grad():
+            probabilities = network(image).softmax(1)[0]
+        yield Prediction(path, int(probabilities.argmax()), probabilities.max().item())
+
+
+def _grey(path: str) -> Tensor:
+    """A picture → grey (H, W), 0 to 1, on white where it is transparent."""
+    with Image.open(path) as picture:
+        if picture.width * picture.height > MAX_PIXELS:
+            raise ValueError(f"{picture.width}×{picture.height} pixels are too many for a digit: make it smaller")
+        picture = picture.convert("RGBA")
+    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("L")
+    return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(picture.height, -1) / 255
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image: give a PNG or JPEG file"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror})"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def accuracy_on_test_set(folder: Path, data_dir: Path) -> float:
+    """The fraction of the test set that the solution in this folder gets right."""
+    network = load(folder)
+    prepare(data_dir)
+    return evaluate(network, load_test(data_dir))[1]

@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+from nas_mnist.architecture import parse
+from nas_mnist.codegen import generate, weight_names
+from nas_mnist.network import build
+from nas_mnist.zoo import ZOO
+
+ODD = ["d4p1+b M d6s2r c8k1- c10k1- G", "c8k5 M c8 G c16k1 c10k1- | dropout=0.1 elementwise", "d3 G d10k1+b | act-norm"]
+
+
+def load(source):
+    namespace = {"__name__": "model", "__file__": "model.py"}
+    exec(compile(source, "model.py", "exec"), namespace)
+    return namespace
+
+
+@pytest.mark.parametrize("line", [*(system.notation for system in ZOO.values()), *ODD])
+def test_generated_module_is_the_network(line):
+    architecture = parse(line)
+    network = build(architecture, seed=1)
+    generator = torch.Generator().manual_seed(0)
+    for tensor in network.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.5 + 0.1)
+    names = weight_names(architecture)
+    model = load(generate(architecture, "A model."))["Model"]().eval()
+    model.load_state_dict({names[name]: tensor for name, tensor in network.state_dict().items()})
+    x = torch.randn(5, 1, 28, 28)
+    torch.testing.assert_close(model(x), network.eval()(x), rtol=1e-5, atol=1e-5)
+    assert sum(p.numel() for p in model.parameters()) == architecture.n_parameters
+
+
+def test_source_states_shapes_and_parameters():
+    source = generate(parse("c8 c16 M c8k1 c12 c16 c20 G c16k1 c10k1- | dropout=0.05"), "A model.")
+    lines = [" ".join(line.split()) for line in source.splitlines()]
+    assert "self.conv2 = nn.Conv2d(8, 16, 3, bias=False) # 1,152 parameters" in lines
+    assert "x = F.relu(self.norm2(self.conv2(x))) # (B, 16, 24, 24)" in lines
+    assert lines.count("x = F.dropout2d(x, 0.05, self.training)") == 7
+    assert all(len(line) <= 120 and line == line.rstrip() for line in source.splitlines())
