@@ -19,9 +19,10 @@ def curves(runs: tuple[Run, ...]) -> Figure:
             values = torch.tensor([[getattr(e, f"{prefix}_{kind}") for e in run.epochs] for run in runs])
             values = 100 * values if kind == "accuracy" else values
             epochs = range(1, values.shape[1] + 1)
-            axes.plot(epochs, values.mean(0), color=colour, label=label)
-            axes.fill_between(epochs, values.amin(0), values.amax(0), color=colour, alpha=0.2, linewidth=0)
+            axes.plot(epochs, values.mean(0).numpy(), color=colour, label=label)
+            axes.fill_between(epochs, values.amin(0).numpy(), values.amax(0).numpy(), color=colour, alpha=0.2, linewidth=0)
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     left.set(ylabel="cross-entropy in nats", yscale="log")
     low = min(e.val_accuracy for run in runs for e in run.epochs[1:] or run.epochs)
@@ -39,7 +40,7 @@ def confusion(labels: Tensor, predictions: Tensor) -> Figure:
     errors = counts.clone().fill_diagonal_(0)
     figure = Figure(figsize=(5.5, 5), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(errors, cmap="Reds", vmin=0, vmax=max(1, int(errors.max()) * 1.5))
+    axes.imshow(errors.numpy(), cmap="Reds", vmin=0, vmax=max(1, int(errors.max()) * 1.5))
     for row in range(10):
         for column in range(10):
             n = int(counts[row, column])
@@ -62,7 +63,7 @@ def gallery(pixels: Tensor, captions: list[str], title: str) -> Figure:
         top, left = i // n_columns * height, i % n_columns * width + 3
         sheet[top : top + 28, left : left + 28] = image
         axes.text(left + 14, top + 29, caption, ha="center", va="top", fontsize=9)
-    axes.imshow(sheet, cmap="gray_r", interpolation="nearest")
+    axes.imshow(sheet.numpy(), cmap="gray_r", interpolation="nearest")
     axes.axis("off")
     figure.suptitle(title, fontsize=10)
     return figure
@@ -76,7 +77,7 @@ def augmented(originals: Tensor, variants: list[Tensor]) -> Figure:
     for row, line in enumerate(cells):
         for column, axes in enumerate(line):
             axes.axis("off")
-            axes.imshow(columns[column][row], cmap="gray_r", interpolation="nearest")
+            axes.imshow(columns[column][row].numpy(), cmap="gray_r", interpolation="nearest")
     cells[0][0].set_title("original", fontsize=9)
     cells[0][1].set_title("augmented", fontsize=9, loc="left")
     return figure

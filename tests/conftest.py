@@ -25,3 +25,30 @@ def _own_data_dir(request, monkeypatch):
     """Commands find the data where the tests put it, and never touch the user's cache."""
     if "data_dir" in request.fixturenames:
         monkeypatch.setenv("NAS_MNIST_DATA", str(request.getfixturevalue("data_dir")))
+
+
+@pytest.fixture(scope="session")
+def retrained(data_dir, images):
+    """A small network, trained a little on one seed, as `retrain` would return it."""
+    from nas_mnist.architecture import parse
+    from nas_mnist.network import build
+    from nas_mnist.retrain import Retrained, Run
+    from nas_mnist.space import Candidate
+    from nas_mnist.training import Recipe, train
+
+    candidate = Candidate(parse("c8 M c12 M c16 G c10k1- | dropout=0.02"), Recipe(epochs=3, learning_rate=0.3))
+    network = build(candidate.architecture, seed=0)
+    few = data.search_split(images, 6000).train
+    epochs = tuple(train(network, candidate.recipe, few, data.load_test(data_dir), seed=0))
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    return Retrained(candidate, 7, 0.95, None, (Run(0, epochs, 1.0, "CPU", "torch"),), weights)
+
+
+@pytest.fixture(scope="session")
+def solution(retrained, data_dir, tmp_path_factory):
+    """An exported folder."""
+    from nas_mnist.export import Source, export
+
+    out = tmp_path_factory.mktemp("exported") / "solution"
+    export(retrained, Source("studies/x.db", "nas-mnist", 100), data_dir, out)
+    return out

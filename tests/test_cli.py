@@ -39,7 +39,7 @@ def searched(tmp_path_factory, data_dir):
         sys.executable,
         "-m",
         "nas_mnist",
-        *"search --trials 2 --epochs 1 --train-images 300 --workers 2".split(),
+        *["search", "--trials", "2", "--epochs", "1", "--train-images", "300", "--workers", "2"],
     ]
     done = subprocess.run(
         command,
@@ -145,7 +145,7 @@ def test_same_command_again_finds_nothing_to_do(searched, capsys, monkeypatch, d
 
 def test_other_budget_is_refused(searched, capsys, monkeypatch, data_dir):
     monkeypatch.chdir(searched[0])
-    code, _, err = run(capsys, *"search --epochs 1 --train-images 300 --max-params 5000".split())
+    code, _, err = run(capsys, *["search", "--epochs", "1", "--train-images", "300", "--max-params", "5000"])
     assert code == 2 and "max_params 8000, not 5000" in err and err.count("\n") == 1
 
 

@@ -1,0 +1,146 @@
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+
+from nas_mnist import data, export
+from nas_mnist.architecture import parse
+from nas_mnist.errors import BudgetError, SolutionError
+from nas_mnist.export import Source
+from nas_mnist.predict import accuracy_on_test_set
+
+SOURCE = Source("studies/x.db", "nas-mnist", 100)
+FILES = ["README.md", "model.onnx", "model.py", "weights.safetensors"]
+FIGURES = ["augmented", "confusion", "curves", "misclassified", "samples"]
+
+
+def test_folder_is_whole_and_says_what_it_is(solution, retrained):
+    there = sorted(path.relative_to(solution).as_posix() for path in solution.rglob("*") if path.is_file())
+    assert there == sorted([*FILES, "solution.json", *(f"figures/{name}.png" for name in FIGURES)])
+    record = json.loads((solution / "solution.json").read_text())
+    assert record["architecture"] == str(retrained.candidate.architecture)
+    assert record["n_parameters"] == retrained.candidate.architecture.n_parameters
+    assert record["test_accuracy"] == pytest.approx(retrained.runs[0].accuracy)
+    assert record["task_fulfilled"] is False and len(record["runs"][0]["epochs"]) == 3
+    assert set(record["data_md5"]) == {f"{name}.npy" for name in data._ARRAYS}
+    for name, digest in record["sha256"].items():
+        assert hashlib.sha256((solution / name).read_bytes()).hexdigest() == digest
+    assert list(solution.parent.iterdir()) == [solution]
+
+
+def test_solution_evaluates_to_what_retraining_saw(solution, retrained, data_dir):
+    assert accuracy_on_test_set(solution, data_dir) == retrained.runs[0].accuracy
+
+
+_ONLY_TORCH = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"nas_mnist", "PIL", "safetensors", "torchvision", "onnx", "matplotlib", "optuna"}:
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+sys.path.insert(0, sys.argv[1])
+import model
+sys.exit(model.main(sys.argv[2:]))
+"""
+
+
+def run_model(solution, *arguments):
+    command = [sys.executable, "-c", _ONLY_TORCH, str(solution), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_module_needs_torch_alone(solution, retrained, images, tmp_path):
+    counted = run_model(solution)
+    assert counted.stdout == f"{retrained.candidate.architecture.n_parameters:,} parameters\n" and not counted.stderr
+    pictures = []
+    for mode in ("L", "RGB", "RGBA", "LA"):
+        pictures.append(tmp_path / f"{mode}.png")
+        Image.fromarray(255 - images.pixels[5].numpy()).resize((90, 90)).convert(mode).save(pictures[-1])
+    (tmp_path / "text.png").write_text("no picture")
+    done = run_model(solution, *pictures, tmp_path / "text.png", tmp_path / "none.png")
+    digits = {line.split(": ")[1].split()[0] for line in done.stdout.splitlines()}
+    assert len(done.stdout.splitlines()) == 4 and len(digits) == 1
+    assert done.stderr.count("\n") == 2 and "Traceback" not in done.stderr and done.returncode == 2
+
+
+def test_onnx_takes_any_batch_and_predicts_the_same(solution, data_dir):
+    from nas_mnist.augment import normalise
+    from nas_mnist.predict import load
+
+    test = data.load_test(data_dir)
+    session = onnxruntime.InferenceSession(solution / "model.onnx")
+    pixels, _ = next(test.batches(333))
+    logits = session.run(None, {"images": normalise(pixels).numpy()})[0]
+    assert np.abs(logits - load(solution)(normalise(pixels)).detach().numpy()).max() < 1e-4
+
+
+def test_model_card_tells_how_it_was_chosen_and_runs(solution):
+    card = (solution / "README.md").read_text()
+    for part in (
+        "✗ not:",
+        "was not confirmed",
+        "trial 7",
+        "nas-mnist retrain --trial 7",
+        "Conv2d",
+        "| 3 |",
+        "figures/curves.png",
+    ):
+        assert part.lower() in card.lower(), part
+
+
+def test_existing_folder_is_never_overwritten_without_force(solution, retrained, data_dir, tmp_path):
+    with pytest.raises(SolutionError, match="--force"):
+        export.export(retrained, SOURCE, data_dir, solution)
+    own = tmp_path / "thesis"
+    own.mkdir()
+    (own / "chapter.txt").write_text("years of work")
+    with pytest.raises(SolutionError, match="no exported solution"):
+        export.export(retrained, SOURCE, data_dir, own, force=True)
+    assert (own / "chapter.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("step", ["_write_onnx", "_write_figures", "_put_in_place"])
+def test_failure_midway_leaves_the_old_solution_and_nothing_else(solution, retrained, data_dir, monkeypatch, step):
+    before = {path: path.read_bytes() for path in solution.rglob("*") if path.is_file()}
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(export, step, fail)
+    with pytest.raises(OSError, match="disk full"):
+        export.export(retrained, SOURCE, data_dir, solution, force=True)
+    assert {path: path.read_bytes() for path in solution.rglob("*") if path.is_file()} == before
+    assert list(solution.parent.iterdir()) == [solution]
+
+
+def test_force_replaces_an_earlier_solution(solution, retrained, data_dir, monkeypatch, tmp_path):
+    monkeypatch.setattr(export, "_write_figures", lambda *_: None)
+    monkeypatch.setattr(export, "_write_onnx", lambda *_: None)
+    out = tmp_path / "solution"
+    for force in (False, True):
+        export.export(retrained, Source("s", "other" if force else "first", 1), data_dir, out, force=force)
+    assert json.loads((out / "solution.json").read_text())["search"]["study_name"] == "other"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_module_that_does_not_give_the_logits_is_refused(retrained, data_dir, tmp_path, monkeypatch):
+    right = export.generate
+    monkeypatch.setattr(
+        export, "generate", lambda *args: right(*args).replace("F.max_pool2d(x, 2)", "F.avg_pool2d(x, 2)")
+    )
+    with pytest.raises(SolutionError, match="model.py must give the network's logits"):
+        export.export(retrained, SOURCE, data_dir, tmp_path / "solution")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_network_over_the_budget_is_not_exported(retrained, data_dir, tmp_path):
+    fat = replace(retrained, candidate=replace(retrained.candidate, architecture=parse("c40 c40 G c10k1-")))
+    with pytest.raises(BudgetError, match="the limit is 7,999"):
+        export.export(fat, SOURCE, data_dir, tmp_path / "solution")
