@@ -10,6 +10,7 @@ import copy
 import os
 import socket
 import sqlite3
+import tempfile
 import time
 import warnings
 import zlib
@@ -62,11 +63,15 @@ class Storage:
         if "://" not in text:
             text = f"sqlite:///{text}"
         try:
-            sqlalchemy.make_url(text)
-        except sqlalchemy.exc.ArgumentError:
+            url = sqlalchemy.make_url(text)
+            # A database in memory would be another one in every process.
+            named = url.get_backend_name() != "sqlite" or url.database not in (None, "", ":memory:")
+        except (sqlalchemy.exc.ArgumentError, ValueError):
+            named = False
+        if not named:
             raise StudyError(
                 "a storage is a file name or a SQLAlchemy URL such as sqlite:///studies/nas_mnist.db: see --storage"
-            ) from None
+            )
         return Storage(text)
 
     def __str__(self) -> str:
@@ -128,7 +133,7 @@ class Storage:
                 connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
                 yield
         else:
-            path = self.path or Path(f"/tmp/nas-mnist-{zlib.crc32(self.url.encode()):08x}")
+            path = self.path or Path(tempfile.gettempdir(), f"nas-mnist-{zlib.crc32(self.url.encode()):08x}")
             with FileLock(path.with_name(path.name + ".lock")):
                 yield
 

@@ -150,7 +150,7 @@ def test_unknown_system_is_refused(settings):
 
 
 def test_all_training_images_and_all_test_images_are_used_unless_told_otherwise(data_dir):
-    split = baselines._split(BaselineSettings(Storage("sqlite://"), data_dir=data_dir))
+    split = baselines._split(BaselineSettings(Storage("sqlite:///x.db"), data_dir=data_dir))
     assert (len(split.train), len(split.val)) == (60_000, 10_000)
     assert split.val.pixels.shape == (10_000, 28, 28)
 

@@ -218,9 +218,10 @@ def test_driver_that_is_not_installed_is_named_without_the_password(url):
     assert "secret" not in str(error.value)
 
 
-def test_storage_that_is_no_url_is_refused():
+@pytest.mark.parametrize("text", ["://", "", "sqlite://", "sqlite:///:memory:", "postgresql://host:port/x"])
+def test_storage_that_names_no_database_is_refused(text):
     with pytest.raises(StudyError, match="SQLAlchemy URL"):
-        Storage.parse("://")
+        Storage.parse(text)
 
 
 def test_sqlite_writes_ahead_and_waits_for_other_programs(storage):
