@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from nas_mnist import digit
 from nas_mnist.architecture import Architecture, Conv, LayerShape, MaxPool
 
-_COMMENT_COLUMN = 72
+_READING = (
+    digit.prepare,
+    digit.paper,
+    digit.centred,
+    digit.on_paper,
+    digit.read_png,
+    digit.decode_png,
+    digit.unfilter,
+)
 
 
 @dataclass(frozen=True)
@@ -81,14 +89,12 @@ def generate(architecture: Architecture, headline: str) -> str:
         line=str(architecture),
         definitions="\n".join(_definitions(architecture)),
         forward="\n".join(_forward(architecture)),
-        reading="\n\n\n".join(
-            inspect.getsource(function) for function in (digit.prepare, digit.centred, digit.read_png, digit.unfilter)
-        ).replace("\n\n\n\n", "\n\n\n"),
+        reading="\n\n".join(inspect.getsource(function) for function in _READING),
     )
 
 
 def _commented(code: str, comment: str) -> str:
-    return f"        {code}".ljust(_COMMENT_COLUMN) + f"  # {comment}"
+    return f"        {code}  # {comment}"
 
 
 def _definitions(architecture: Architecture) -> list[str]:
@@ -104,16 +110,16 @@ def _forward(architecture: Architecture) -> list[str]:
     lines = []
     last_conv = max(i for i, layer in enumerate(architecture.layers) if isinstance(layer, Conv))
     for index, (shape, parts) in enumerate(zip(architecture.shapes, _all_parts(architecture), strict=True)):
-        out = f"(B, {shape.channels}, {shape.side}, {shape.side})"
         if not parts:
             pool = "F.max_pool2d(x, 2)" if isinstance(shape.layer, MaxPool) else "x.mean((2, 3), keepdim=True)"
-            lines.append(_commented(f"x = {pool}", out))
+            lines.append(_commented(f"x = {pool}", f"(B, {shape.channels}, {shape.side}, {shape.side})"))
         for part in parts:
-            lines.append(_commented(f"x = {_step(part, architecture.norm_first)}", out if part is parts[-1] else ""))
+            out = f"(B, {part.channels}, {shape.side}, {shape.side})"
+            lines.append(_commented(f"x = {_step(part, architecture.norm_first)}", out))
         if parts and shape.layer.activation and architecture.dropout and index != last_conv:
             dropout = "dropout" if architecture.elementwise_dropout else "dropout2d"
             lines.append(f"        x = F.{dropout}(x, {architecture.dropout}, self.training)")
-    return [line.removesuffix("  # ").rstrip() for line in lines]
+    return lines
 
 
 def _step(part: _Part, norm_first: bool) -> str:
@@ -145,6 +151,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+WEIGHTS = Path(__file__).with_name("weights.safetensors")
+
 
 class Model(nn.Module):
     """Images (B, 1, 28, 28), (x / 255 - 0.1307) / 0.3081 with the ink bright → logits (B, 10)."""
@@ -158,7 +166,7 @@ class Model(nn.Module):
         return x.flatten(1)
 
 
-def load(path: Path = Path(__file__).with_name("weights.safetensors")) -> Model:
+def load(path: Path = WEIGHTS) -> Model:
     """The trained model, ready to use. A safetensors file is a length, a JSON header, and raw numbers."""
     content = path.read_bytes()
     n = struct.unpack("<Q", content[:8])[0]
@@ -179,25 +187,25 @@ def load(path: Path = Path(__file__).with_name("weights.safetensors")) -> Model:
 def read(path: str) -> Tensor:
     """A picture → grey (H, W), 0 to 1."""
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps
     except ImportError:
         return read_png(Path(path).read_bytes())
     with Image.open(path) as picture:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("L")
-        return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(picture.height, -1) / 255
+        picture = ImageOps.exif_transpose(picture).convert("RGBA").convert("LA")
+    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(picture.height, -1, 2) / 255
+    return on_paper(pixels[..., 0], pixels[..., 1])
 
 
 @torch.no_grad()
 def main(paths: list[str]) -> int:
-    model = load()
     if not paths:
-        print(f"{{sum(p.numel() for p in model.parameters()):,}} parameters")
-    failed = 0
+        print(f"{{sum(p.numel() for p in Model().parameters()):,}} parameters")
+        return 0
+    model, failed = load(), 0
     for path in paths:
         try:
             probabilities = model(prepare(read(path))).softmax(1)[0]
-        except (OSError, ValueError, KeyError, zlib.error, struct.error) as error:
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow calls some damaged files a SyntaxError
             print(f"{{path}}: {{error}}", file=sys.stderr)
             failed = 2
         else:

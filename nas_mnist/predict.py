@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError
 from torch import Tensor
 
 from nas_mnist.architecture import parse
 from nas_mnist.codegen import weight_names
 from nas_mnist.data import load_test, prepare
+from nas_mnist.digit import on_paper
 from nas_mnist.digit import prepare as prepare_digit
 from nas_mnist.errors import NasMnistError, SolutionError
 from nas_mnist.network import Network, build
@@ -88,13 +90,16 @@ def predict(network: Network, paths: Iterable[str]) -> Iterator[Prediction]:
 
 
 def _grey(path: str) -> Tensor:
-    """A picture → grey (H, W), 0 to 1, on white where it is transparent."""
-    with Image.open(path) as picture:
+    """A picture, turned as its camera says → grey (H, W), 0 to 1."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+        opened = Image.open(path)
+    with opened as picture:
         if picture.width * picture.height > MAX_PIXELS:
             raise ValueError(f"{picture.width}×{picture.height} pixels are too many for a digit: make it smaller")
-        picture = picture.convert("RGBA")
-    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("L")
-    return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(picture.height, -1) / 255
+        picture = ImageOps.exif_transpose(picture).convert("RGBA").convert("LA")
+    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(picture.height, -1, 2) / 255
+    return on_paper(pixels[..., 0], pixels[..., 1])
 
 
 def _reason(error: Exception) -> str:

@@ -1,9 +1,13 @@
+import re
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from nas_mnist.architecture import parse
 from nas_mnist.codegen import generate, weight_names
-from nas_mnist.network import build
+from nas_mnist.network import Dropout, build
 from nas_mnist.zoo import ZOO
 
 ODD = ["d4p1+b M d6s2r c8k1- c10k1- G", "c8k5 M c8 G c16k1 c10k1- | dropout=0.1 elementwise", "d3 G d10k1+b | act-norm"]
@@ -38,3 +42,21 @@ def test_source_states_shapes_and_parameters():
     assert "x = F.relu(self.norm2(self.conv2(x))) # (B, 16, 24, 24)" in lines
     assert lines.count("x = F.dropout2d(x, 0.05, self.training)") == 7
     assert all(len(line) <= 120 and line == line.rstrip() for line in source.splitlines())
+
+
+@pytest.mark.parametrize("line", [*(system.notation for system in ZOO.values()), *ODD])
+def test_dropout_stands_where_the_network_has_it(line):
+    architecture = parse(line)
+    rates = [module.rate for module in build(architecture, seed=0).modules() if isinstance(module, Dropout)]
+    drawn = re.findall(r"F\.dropout(2d)?\(x, (\S+), self\.training\)", generate(architecture, "A model."))
+    assert [float(rate) for _, rate in drawn] == [rate for rate in rates if rate]
+    assert {kind for kind, _ in drawn} <= {"" if architecture.elementwise_dropout else "2d"}
+
+
+def test_source_is_formatted_as_the_project_is(tmp_path, pytestconfig):
+    for i, line in enumerate([*(system.notation for system in ZOO.values()), *ODD]):
+        (tmp_path / f"model_{i}.py").write_text(generate(parse(line), "A model."), encoding="utf-8")
+    settings = ["--config", str(pytestconfig.rootpath / "pyproject.toml"), "--no-cache", str(tmp_path)]
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *command, *settings], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
