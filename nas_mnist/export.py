@@ -1,24 +1,31 @@
 """The solution as a folder that anyone can use without this package: module, weights, ONNX, model card, figures.
 
-The folder is made under another name beside its place and renamed when it is whole. Nothing goes out that was not
-checked: the generated module and the ONNX file give the logits of the trained network on the whole test set.
+The folder is made under another name beside its place and put there when it is whole. Nothing goes out that was not
+checked: the weights classify as many test images as retraining saw, and the generated module and the ONNX file give the
+logits of the trained network on the whole test set.
 """
 
 import contextlib
+import ctypes
 import hashlib
 import importlib.util
 import json
 import logging
+import os
+import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import safetensors.torch
 import torch
@@ -31,14 +38,16 @@ from nas_mnist.codegen import generate, weight_names
 from nas_mnist.data import DATASET, MEAN, STD, Images, checksums, load_test, load_train, prepare
 from nas_mnist.errors import BudgetError, SolutionError
 from nas_mnist.network import Network, build, count_parameters
-from nas_mnist.predict import RECORD, WEIGHTS
+from nas_mnist.predict import RECORD, WEIGHTS, seal
 from nas_mnist.retrain import Retrained
 from nas_mnist.task import MAX_PARAMS
 from nas_mnist.training import predict
 
 OPSET = 18
 TOLERANCE = 1e-4  # of logits, between PyTorch and ONNX
+MAX_OTHERWISE = 5  # test images that another device than the one of the training may judge otherwise, by rounding
 N_SAMPLES, N_AUGMENTED_ROWS, N_VARIANTS = 40, 5, 7
+PACKAGES = ("nas-mnist", "torch", "optuna", "onnx", "onnxruntime")
 MODEL, ONNX, CARD = "model.py", "model.onnx", "README.md"
 
 
@@ -69,46 +78,82 @@ class Judged:
 
     @property
     def accuracy(self) -> float:
-        return 1 - len(self.wrong) / len(self.images)
+        return (len(self.images) - len(self.wrong)) / len(self.images)
 
 
 def export(retrained: Retrained, source: Source, data_dir: Path, out: Path, *, force: bool = False) -> dict[str, Any]:
     """Write the solution into the folder `out` and return what `solution.json` holds.
 
-    Raises `SolutionError` if the folder exists (unless `force` replaces an earlier solution) or if a file of it does
-    not do what the network does, `BudgetError` if the network is over the budget.
+    Raises `SolutionError` if the folder exists (unless `force` replaces an earlier solution), cannot be written, or if
+    a file of it does not do what the network does; `BudgetError` if the network is over the budget.
     """
+    out = out.resolve()  # through a link, so that what is replaced is the folder and not the link
     _check_place(out, force)
     _check_budget(retrained)
     prepare(data_dir)
     network = build(retrained.candidate.architecture, seed=0)
     network.load_state_dict(retrained.weights)
     judged = _judge(network, load_test(data_dir))
+    _check_accuracy(retrained, judged)
+    try:
+        with _folder_beside(out) as temporary:
+            record = _write(retrained, source, judged, data_dir, temporary)
+            _put_in_place(temporary, out, force)
+    except OSError as error:
+        reason = error.strerror or error
+        raise SolutionError(f"{out} cannot be written ({reason}): make room or name another with --out") from error
+    return record
+
+
+@contextlib.contextmanager
+def _folder_beside(out: Path) -> Iterator[Path]:
+    """A new folder on the same disk, which is gone afterwards unless it was renamed."""
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         temporary.chmod(0o755)
-        model = _write_model(retrained, judged, temporary)
-        _write_onnx(model, judged, temporary / ONNX)
-        _write_figures(retrained, judged, load_train(data_dir), temporary / "figures")
-        record = _record(retrained, source, judged, checksums(data_dir))
-        (temporary / CARD).write_text(card.model_card(retrained, record), encoding="utf-8")
-        record["sha256"] = {p.relative_to(temporary).as_posix(): _sha256(p) for p in _files(temporary)}
-        (temporary / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        _put_in_place(temporary, out)
+        yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(retrained: Retrained, source: Source, judged: Judged, data_dir: Path, folder: Path) -> dict[str, Any]:
+    model = _write_model(retrained, judged, folder)
+    _write_onnx(model, judged, folder / ONNX)
+    _write_figures(retrained, judged, load_train(data_dir), folder / "figures")
+    record = _record(retrained, source, judged, checksums(data_dir))
+    (folder / CARD).write_text(card.model_card(retrained, record), encoding="utf-8")
+    record["sha256"] = {p.relative_to(folder).as_posix(): _sha256(p) for p in _files(folder)}
+    record = seal(record)
+    (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return record
 
 
 def _check_place(out: Path, force: bool) -> None:
-    if not out.exists() and not out.is_symlink():
+    if not out.exists():
         return
     if not force:
         raise SolutionError(f"{out} exists and is not overwritten: name another folder with --out, or give --force")
-    if not (out / RECORD).is_file():
+    try:
+        written = {RECORD, *json.loads((out / RECORD).read_bytes())["sha256"]}
+    except (OSError, ValueError, KeyError, TypeError):
         raise SolutionError(
             f"{out} is no exported solution, and only such a folder is replaced: name another with --out"
+        ) from None
+    there = (path.relative_to(out).as_posix() for path in _files(out) if "__pycache__" not in path.parts)
+    foreign = sorted(set(there) - written)
+    if foreign:
+        raise SolutionError(
+            f"{out} holds {foreign[0]}, which was not exported and would be lost: move it, or name another with --out"
+        )
+
+
+def _check_accuracy(retrained: Retrained, judged: Judged) -> None:
+    seen = retrained.runs[0].accuracy
+    if abs(judged.accuracy - seen) * len(judged.images) > MAX_OTHERWISE + 0.5:
+        raise SolutionError(
+            f"the weights must classify as retraining saw it, {seen:.2%} of the test set; they reach "
+            f"{judged.accuracy:.2%}: run `nas-mnist retrain` again in another --study"
         )
 
 
@@ -120,18 +165,30 @@ def _check_budget(retrained: Retrained) -> None:
         )
 
 
-def _put_in_place(temporary: Path, out: Path) -> None:
-    """Rename the whole folder; an earlier solution steps aside first and is removed last."""
-    aside = temporary.with_name(temporary.name + "-old")
-    if out.exists():
-        out.rename(aside)
-    try:
+def _put_in_place(temporary: Path, out: Path, force: bool) -> None:
+    """Rename the whole folder to `out`; with `force` an earlier one changes places with it, and is removed after."""
+    if not (force and out.exists()):
         temporary.rename(out)
-    except OSError:
-        if aside.exists():
+    elif not _exchange(temporary, out):
+        aside = temporary.with_name(f"{temporary.name}-old")
+        out.rename(aside)
+        try:
+            temporary.rename(out)
+        except BaseException:
             aside.rename(out)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step, so that whoever is killed leaves one or the other; False where that is not known.
+
+    See renameat2(2); Python has no function for it.
+    """
+    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "renameat2"):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def _judge(network: Network, test_images: Images) -> Judged:
@@ -143,7 +200,7 @@ def _write_model(retrained: Retrained, judged: Judged, folder: Path) -> nn.Modul
     architecture = retrained.candidate.architecture
     names = weight_names(architecture)
     weights = {names[name]: tensor.contiguous() for name, tensor in retrained.weights.items()}
-    safetensors.torch.save_file(weights, folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(safetensors.torch.save(weights))  # save_file would make it private to its owner
     size, accuracy = f"{architecture.n_parameters:,}", f"{judged.accuracy:.2%}"
     headline = f"A network of {size} parameters for MNIST digits: {accuracy} of the test set."
     (folder / MODEL).write_text(generate(architecture, headline), encoding="utf-8")
@@ -156,8 +213,7 @@ def _write_model(retrained: Retrained, judged: Judged, folder: Path) -> nn.Modul
 def _import(path: Path):
     spec = importlib.util.spec_from_file_location("exported_model", path)
     module = importlib.util.module_from_spec(spec)
-    with contextlib.suppress(ImportError):
-        spec.loader.exec_module(module)
+    spec.loader.exec_module(module)
     shutil.rmtree(path.parent / "__pycache__", ignore_errors=True)
     return module
 
@@ -179,21 +235,29 @@ def _write_onnx(model: nn.Module, judged: Judged, path: Path) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(None):
         warnings.simplefilter("ignore")  # of the exporter, about its own parts
-        torch.onnx.export(
+        program = torch.onnx.export(
             model,
             (torch.zeros(2, 1, 28, 28),),
-            path,
             dynamo=True,
             opset_version=OPSET,
-            external_data=False,
             input_names=["images"],
             output_names=["logits"],
             dynamic_shapes={"x": {0: torch.export.Dim("batch")}},
             verbose=False,
         )
+    onnx.save(_without_traces(program.model_proto), path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     logits = [session.run(None, {"images": images.numpy()})[0] for images in _batches(judged.images)]
     _check_logits(ONNX, torch.from_numpy(np.concatenate(logits)), judged)
+
+
+def _without_traces(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The exporter notes for every node the files and lines it comes from, on the machine that it ran on."""
+    graph = proto.graph
+    for part in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("metadata_props")
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
 
 
 def _write_figures(retrained: Retrained, judged: Judged, train_images: Images, folder: Path) -> None:
@@ -241,7 +305,7 @@ def _record(retrained: Retrained, source: Source, judged: Judged, data_md5: dict
         "search": {**asdict(source), "trial": retrained.trial, "score": retrained.search_score},
         "confirmation": retrained.confirmation,
         "onnx": {"opset": OPSET, "input": "images", "output": "logits"},
-        "versions": {name: version(name) for name in ("nas-mnist", "torch", "onnx", "onnxruntime")},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "device": retrained.runs[0].device,
         "git_commit": _git_commit(),
         "dataset": DATASET,
@@ -250,12 +314,17 @@ def _record(retrained: Retrained, source: Source, judged: Judged, data_md5: dict
 
 
 def _git_commit() -> str | None:
-    """The commit of this package's source, if it is a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    with contextlib.suppress(OSError):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return done.stdout.strip() or None
-    return None
+    """The commit of this package's source, with `-dirty` behind it if that was changed; None if it is no checkout."""
+    source = Path(__file__)
+    tracked = ["ls-files", "--error-unmatch", source.name]  # the package may lie in another project's environment
+    commit = ["describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
+    try:
+        for arguments in (tracked, commit):
+            command = ["git", "-C", str(source.parent), *arguments]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _files(folder: Path) -> list[Path]:

@@ -24,6 +24,7 @@ from nas_mnist.network import Network, build
 from nas_mnist.training import evaluate
 
 RECORD, WEIGHTS = "solution.json", "weights.safetensors"
+SEAL = "sha256_of_the_above"  # key of the record
 MAX_PIXELS = 50_000_000  # more is no picture of a digit
 
 
@@ -57,14 +58,20 @@ def load(folder: Path) -> Network:
     return network.eval()
 
 
+def seal(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with a checksum of its own, so that one that was changed is told from one that was exported."""
+    plain = {name: value for name, value in record.items() if name != SEAL}
+    return plain | {SEAL: hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()}
+
+
 def _read_record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads(_read(folder / RECORD))
-        if isinstance(record["architecture"], str) and isinstance(record["sha256"][WEIGHTS], str):
+        if record == seal(record) and isinstance(record["architecture"], str) and record["sha256"][WEIGHTS]:
             return record
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
-    raise SolutionError(f"{folder / RECORD} is damaged: export the solution again")
+    raise SolutionError(f"{folder / RECORD} is damaged or was changed: export the solution again")
 
 
 def _read(path: Path) -> bytes:

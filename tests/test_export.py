@@ -1,8 +1,12 @@
 import hashlib
 import json
+import re
+import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -114,10 +118,107 @@ def test_failure_midway_leaves_the_old_solution_and_nothing_else(solution, retra
         raise OSError("disk full")
 
     monkeypatch.setattr(export, step, fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(SolutionError, match=r"disk full.*--out"):
         export.export(retrained, SOURCE, data_dir, solution, force=True)
     assert {path: path.read_bytes() for path in solution.rglob("*") if path.is_file()} == before
     assert list(solution.parent.iterdir()) == [solution]
+
+
+def test_foreign_file_in_an_earlier_solution_is_not_lost(solution, retrained, data_dir, tmp_path):
+    out = tmp_path / "solution"
+    shutil.copytree(solution, out)
+    (out / "__pycache__").mkdir()  # what using model.py leaves there is nobody's
+    (out / "__pycache__" / "model.pyc").touch()
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(SolutionError, match=r"notes\.txt"):
+        export.export(retrained, SOURCE, data_dir, out, force=True)
+    assert (out / "notes.txt").read_text() == "mine"
+    (out / "notes.txt").unlink()
+    export._check_place(out, True)
+
+
+def test_folder_that_appeared_meanwhile_is_not_overwritten(tmp_path):
+    new, out = tmp_path / "new", tmp_path / "out"
+    for folder in (new, out):
+        folder.mkdir()
+        (folder / "file").write_text(folder.name)
+    with pytest.raises(OSError, match="not empty"):
+        export._put_in_place(new, out, False)
+    assert (out / "file").read_text() == "out"
+
+
+@pytest.mark.parametrize("in_one_step", [True, False])
+def test_replacing_leaves_the_new_folder_alone(tmp_path, monkeypatch, in_one_step):
+    new, out = tmp_path / "new", tmp_path / "out"
+    for folder in (new, out):
+        folder.mkdir()
+        (folder / "file").write_text(folder.name)
+    if not in_one_step:
+        monkeypatch.setattr(export, "_exchange", lambda *_: False)
+    export._put_in_place(new, out, True)
+    shutil.rmtree(new, ignore_errors=True)  # as `export` does
+    assert (out / "file").read_text() == "new" and list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="renameat2 is Linux's")
+def test_whoever_looks_while_folders_change_places_finds_one_of_them(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    stop, missed, looked = threading.Event(), [], []
+
+    def look():
+        while not stop.is_set():
+            looked.append(1)
+            if not (tmp_path / "one" / "file").exists():
+                missed.append(1)
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    assert all(export._exchange(tmp_path / "one", tmp_path / "other") for _ in range(2000))
+    stop.set()
+    looker.join()
+    assert looked and not missed
+
+
+def test_no_file_tells_where_it_was_made_and_all_can_be_read(solution):
+    for path in (path for path in solution.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        for place in (solution.parent, Path(export.__file__).parent, Path(sys.prefix) / "lib"):
+            assert str(place).encode() not in content, path.name
+        assert path.stat().st_mode & 0o444 == 0o444, path.name
+
+
+def test_weights_that_are_not_those_of_the_retraining_are_refused(retrained, data_dir, tmp_path):
+    other = {name: tensor.clone() for name, tensor in retrained.weights.items()}
+    other["0.0.weight"].zero_()
+    with pytest.raises(SolutionError, match="as retraining saw it"):
+        export.export(replace(retrained, weights=other), SOURCE, data_dir, tmp_path / "solution")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_place_that_cannot_be_written_is_one_clear_line(retrained, data_dir):
+    with pytest.raises(SolutionError, match="--out"):
+        export.export(retrained, SOURCE, data_dir, Path("/proc/nothing/solution"))
+
+
+def test_commit_is_this_packages_own_and_says_when_it_was_changed(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ["-c", "user.name=n", "-c", "user.email=e@x"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    source = tmp_path / "export.py"
+    source.write_text("")
+    monkeypatch.setattr(export, "__file__", str(source))
+    assert export._git_commit() is None
+    git("init")
+    git("commit", "--allow-empty", "-m", "another project, in which the package only lies")
+    assert export._git_commit() is None
+    git("add", "export.py")
+    git("commit", "-m", "ours")
+    assert re.fullmatch("[0-9a-f]{40}", export._git_commit())
+    source.write_text("changed")
+    assert re.fullmatch("[0-9a-f]{40}-dirty", export._git_commit())
 
 
 def test_force_replaces_an_earlier_solution(solution, retrained, data_dir, monkeypatch, tmp_path):
@@ -135,7 +236,7 @@ def test_module_that_does_not_give_the_logits_is_refused(retrained, data_dir, tm
     monkeypatch.setattr(
         export, "generate", lambda *args: right(*args).replace("F.max_pool2d(x, 2)", "F.avg_pool2d(x, 2)")
     )
-    with pytest.raises(SolutionError, match="model.py must give the network's logits"):
+    with pytest.raises(SolutionError, match=r"model\.py must give the network's logits"):
         export.export(retrained, SOURCE, data_dir, tmp_path / "solution")
     assert list(tmp_path.iterdir()) == []
 

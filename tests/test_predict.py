@@ -104,12 +104,24 @@ def test_damaged_solution_is_one_clear_line(solution, tmp_path, capsys, name, da
     assert error.count("\n") == 1 and name in error
 
 
+@pytest.mark.parametrize("change", [{"architecture": "c8 M c12 M c16 G c10k1- | act-norm"}, {"test_accuracy": 1.0}])
+def test_record_that_was_changed_is_refused_even_if_the_weights_fit(solution, tmp_path, change):
+    copy = tmp_path / "copy"
+    shutil.copytree(solution, copy)
+    record = json.loads((copy / "solution.json").read_text())
+    (copy / "solution.json").write_text(json.dumps(record, indent=1))  # the layout does not matter
+    predict.load(copy)
+    (copy / "solution.json").write_text(json.dumps(record | change))
+    with pytest.raises(SolutionError, match=r"solution\.json is damaged or was changed"):
+        predict.load(copy)
+
+
 def test_weights_of_another_network_are_refused(solution, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(solution, copy)
     record = json.loads((copy / "solution.json").read_text())
-    (copy / "solution.json").write_text(json.dumps(record | {"architecture": "c10k28-"}))
-    with pytest.raises(SolutionError, match="is damaged"):
+    (copy / "solution.json").write_text(json.dumps(predict.seal(record | {"architecture": "c10k28-"})))
+    with pytest.raises(SolutionError, match=r"is damaged \("):
         predict.load(copy)
 
 
