@@ -6,7 +6,9 @@ from typing import Any
 from rich.console import Console
 
 from nas_mnist import report
+from nas_mnist.data import N_TRAIN_IMAGES
 from nas_mnist.retrain import Retrained
+from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
 
 SECTIONS = """# {title}
 
@@ -122,37 +124,55 @@ def _accuracy(retrained: Retrained, record: dict[str, Any]) -> str:
     deviation = retrained.standard_deviation
     spread = "" if deviation is None else f" ± {100 * deviation:.2f} (SD)"
     n = len(retrained.runs)
+    lost = f" ({len(retrained.diverged)} more diverged)" if retrained.diverged else ""
     return (
-        f"Test accuracy after the last epoch: **{100 * retrained.mean:.2f}{spread} %**, n = {n} seed{'s' * (n > 1)}. "
+        f"Test accuracy after the last epoch: **{100 * retrained.mean:.2f}{spread} %**, "
+        f"n = {n} seed{'s' * (n > 1)}{lost}. "
         f"The weights here are those of seed {record['exported_seed']}, the first, not the best: "
         f"{record['test_accuracy']:.2%}."
     )
 
 
 def _chosen(retrained: Retrained, record: dict[str, Any]) -> str:
-    lines = []
-    if retrained.trial is None:
-        lines.append("The architecture was named by hand; no search chose it.")
-    else:
-        score = "" if retrained.search_score is None else f", where it reached {retrained.search_score:.2%}"
-        lines.append(
-            f"Trial {retrained.trial} of study `{record['search']['study_name']}`, a search of "
-            f"{record['search']['n_trials']} trained trials on 50,000 training images, scored on the other 10,000{score}."
-        )
-    c = retrained.confirmation
-    if c:
-        spread = "" if c["standard_deviation"] is None else f" ± {100 * c['standard_deviation']:.2f}"
-        lines.append(
-            f"Confirmed on {c['n']} fresh runs ({c['folds']} folds, {c['seeds']} seed each): {100 * c['mean']:.2f}{spread} %. "
-            f"The search had been optimistic by {100 * c['optimism']:.2f} points."
-        )
-    else:
-        lines.append("It was not confirmed on fresh folds: the search's score may be partly luck.")
-    lines.append(
-        "Then it was trained on all 60,000 training images, and only then met the test set, which chose nothing: "
+    how = [_named() if retrained.trial is None else _found(retrained, record["search"])]
+    how += [_confirmed(retrained.confirmation)] * (retrained.trial is not None)
+    n = retrained.n_train_images
+    images = (
+        "all 60,000 training images"
+        if n == N_TRAIN_IMAGES
+        else f"{n:,} of the 60,000 training images, for a quick look"
+    )
+    how.append(
+        f"Then it was trained on {images}, and only then met the test set, which chose nothing: "
         "neither the network, nor the epoch, nor the seed."
     )
-    return " ".join(lines)
+    return " ".join(how)
+
+
+def _named() -> str:
+    return "The architecture was named by hand; no search chose it."
+
+
+def _found(retrained: Retrained, search: dict[str, Any]) -> str:
+    score = "" if retrained.search_score is None else f", where it reached {retrained.search_score:.2%}"
+    n_images = search["identity"].get("train_images", 50_000)
+    return (
+        f"Trial {retrained.trial} of study `{search['study_name']}`, a search of {search['n_trials']} trained trials "
+        f"on {n_images:,} training images, scored on 10,000 others{score}."
+    )
+
+
+def _confirmed(confirmation: dict[str, Any] | None) -> str:
+    if confirmation is None:
+        return "It was not confirmed on fresh folds: the search's score may be partly luck."
+    c = confirmation
+    spread = "" if c["standard_deviation"] is None else f" ± {100 * c['standard_deviation']:.2f} (SD)"
+    given_up = ", and given up as behind the best" if c["given_up"] else ""
+    return (
+        f"Confirmed on fresh folds of the training images ({c['folds']} folds, seeds on each: {c['seeds']}{given_up}): "
+        f"{100 * c['mean']:.2f}{spread} %, n = {c['n']}. "
+        f"Search score less confirmed mean, its optimism: {100 * c['optimism']:+.2f} points."
+    )
 
 
 def _seeds(retrained: Retrained) -> str:
@@ -185,16 +205,36 @@ def _recipe(recipe: dict[str, Any]) -> str:
 
 
 def _commands(retrained: Retrained, record: dict[str, Any]) -> str:
-    n = len(retrained.runs)
+    """What leads from nothing to this folder. A search by several workers draws other trials each time."""
+    study = _options(record["search"], {"study_name": "nas-mnist"}, {"study_name": "study"})
+    seeds = f" --seeds {len(retrained.runs) + len(retrained.diverged)}"
+    seeds += _options(record, {"n_train_images": N_TRAIN_IMAGES}, {"n_train_images": "train-images"})
+    export = f"nas-mnist export{study}"
     if retrained.trial is None:
-        retrain = f"nas-mnist retrain --architecture {shlex.quote(record['architecture'])} --seeds {n}"
-        return f"{retrain}\nnas-mnist export"
-    confirm = ["nas-mnist confirm"] * (retrained.confirmation is not None)
-    search = f"nas-mnist search --trials {record['search']['n_trials']}"
-    return "\n".join([search, *confirm, f"nas-mnist retrain --trial {retrained.trial} --seeds {n}", "nas-mnist export"])
+        epochs = _options(record["recipe"], {"epochs": MAX_EPOCHS})
+        line = shlex.quote(record["architecture"])
+        return f"nas-mnist retrain --architecture {line}{epochs}{seeds}{study}\n{export}"
+    defaults = {"train_images": 50_000, "epochs": MAX_EPOCHS, "max_params": MAX_PARAMS, "optimizer": "sgd"}
+    searched = f"nas-mnist search --trials {record['search']['n_trials']}"
+    commands = [f"{searched}{_options(record['search']['identity'], defaults)}{study}"]
+    if retrained.confirmation:
+        commands.append(f"nas-mnist confirm{_options(retrained.confirmation, {'folds': 6, 'seeds': 1})}{study}")
+    return "\n".join([*commands, f"nas-mnist retrain --trial {retrained.trial}{seeds}{study}", export])
+
+
+def _options(values: dict[str, Any], defaults: dict[str, Any], names: dict[str, str] | None = None) -> str:
+    """The options of a command whose values are not the defaults."""
+    given = {name: values[name] for name, default in defaults.items() if values.get(name, default) != default}
+    return "".join(
+        f" --{(names or {}).get(name, name).replace('_', '-')} {shlex.quote(str(value))}"
+        for name, value in given.items()
+    )
 
 
 def _versions(record: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-    commit = f", commit {record['git_commit'][:10]}" if record["git_commit"] else ""
-    return f"Trained on {record['device']} with {versions}{commit}. Everything above is in `solution.json` too."
+    commit = f", commit {record['git_commit']}" if record["git_commit"] else ""
+    return (
+        f"Trained on {record['device']} with {record['runs'][0]['versions']}; exported with {versions}{commit}. "
+        "Everything above is in `solution.json` too."
+    )

@@ -616,7 +616,7 @@ def _export(arguments) -> int:
     storage = study.Storage.parse(arguments.storage)
     chosen = None if arguments.trial is None else retrain.choose(storage, arguments.study, arguments.trial)
     retrained = retrain.load(storage, arguments.study, chosen)
-    source = export.Source(str(storage), arguments.study, study.count_trained(storage.open(), arguments.study))
+    source = export.Source.find(storage, arguments.study)
     record = export.export(retrained, source, _data_dir(arguments), arguments.out, force=arguments.force)
     print(f"{arguments.out}: {record['n_parameters']:,} parameters, {record['test_accuracy']:.2%} of the test set")
     print(f"next: nas-mnist predict {shlex.quote(str(arguments.out))} IMAGE")

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from nas_mnist import card, figures
+from nas_mnist import card, figures, study
 from nas_mnist.augment import augment, normalise
 from nas_mnist.codegen import generate, weight_names
 from nas_mnist.data import DATASET, MEAN, STD, Images, checksums, load_test, load_train, prepare
@@ -58,6 +58,15 @@ class Source:
     storage: str
     study_name: str
     n_trials: int | None  # trained trials of the search; None without a search
+    identity: dict[str, Any] = field(default_factory=dict)  # what the search was asked for; see `study.Identity`
+
+    @staticmethod
+    def find(storage: study.Storage, study_name: str) -> "Source":
+        """What the storage knows of this search."""
+        opened = storage.open()
+        n_trials = study.count_trained(opened, study_name)
+        identity = {} if n_trials is None else study.load(opened, study_name).user_attrs.get("identity", {})
+        return Source(str(storage), study_name, n_trials, identity)
 
 
 @dataclass(frozen=True)
@@ -298,7 +307,9 @@ def _record(retrained: Retrained, source: Source, judged: Judged, data_md5: dict
         "receptive_field": retrained.candidate.architecture.receptive_field,
         "task_fulfilled": bool(verdict),
         "test_accuracy": judged.accuracy,
+        "n_train_images": retrained.n_train_images,
         "exported_seed": retrained.runs[0].seed,
+        "diverged_seeds": list(retrained.diverged),
         "mean_test_accuracy": retrained.mean,
         "standard_deviation": retrained.standard_deviation,
         "runs": [asdict(run) for run in retrained.runs],

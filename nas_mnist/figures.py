@@ -3,34 +3,54 @@
 import math
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
 from nas_mnist.retrain import Run
 from nas_mnist.task import TARGET_ACCURACY
+
+SMALLEST_ERROR = 0.01  # %: one test image; none at all has no place on a logarithmic axis
 
 
 def curves(runs: tuple[Run, ...]) -> Figure:
     """Loss and accuracy over the epochs: the mean over the seeds, and the range between them."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for axes, kind in ((left, "loss"), (right, "accuracy")):
-        for prefix, label, colour in (("train", "training, augmented", "C1"), ("val", "test", "C0")):
-            values = torch.tensor([[getattr(e, f"{prefix}_{kind}") for e in run.epochs] for run in runs])
-            values = 100 * values if kind == "accuracy" else values
-            epochs = range(1, values.shape[1] + 1)
-            axes.plot(epochs, values.mean(0).numpy(), color=colour, label=label)
-            axes.fill_between(epochs, values.amin(0).numpy(), values.amax(0).numpy(), color=colour, alpha=0.2, linewidth=0)
-        axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
+    for prefix, label, colour in (("train", "training, augmented", "C1"), ("val", "test", "C0")):
+        losses, accuracies = (
+            torch.tensor([[getattr(e, f"{prefix}_{kind}") for e in run.epochs] for run in runs])
+            for kind in ("loss", "accuracy")
+        )
+        _draw_range(left, losses, label, colour)
+        _draw_range(right, (100 * (1 - accuracies)).clamp(min=SMALLEST_ERROR), label, colour)
     left.set(ylabel="cross-entropy in nats", yscale="log")
-    low = min(e.val_accuracy for run in runs for e in run.epochs[1:] or run.epochs)
-    right.set(ylabel="accuracy in %", ylim=(max(0, math.floor(100 * low) - 0.5), 100))
-    right.axhline(100 * TARGET_ACCURACY, color="0.4", linestyle="--", linewidth=1, label=f"task: {TARGET_ACCURACY:.1%}")
+    _show_errors_as_accuracy(right)
+    right.axhline(100 * (1 - TARGET_ACCURACY), color="0.4", linestyle="--", linewidth=1, label="the task")
     right.legend(loc="lower right")
     figure.suptitle(f"{len(runs)} seed{'s' * (len(runs) > 1)}: mean and range", fontsize=10)
     return figure
+
+
+def _draw_range(axes: Axes, values: Tensor, label: str, colour: str) -> None:
+    """Values (seeds, epochs): their mean over the seeds, and the band between the lowest and the highest."""
+    epochs = range(1, values.shape[1] + 1)
+    marker = "o" if len(epochs) == 1 else ""
+    axes.plot(epochs, values.mean(0).numpy(), color=colour, label=label, marker=marker)
+    axes.fill_between(epochs, values.amin(0).numpy(), values.amax(0).numpy(), color=colour, alpha=0.2, linewidth=0)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+
+
+def _show_errors_as_accuracy(axes: Axes) -> None:
+    """Errors in %, on a logarithmic axis upside down: the first epoch and the last tenths are both legible."""
+    axes.set(ylabel="accuracy in %", yscale="log")
+    axes.invert_yaxis()
+    axes.yaxis.set_major_locator(FixedLocator([90, 50, 20, 10, 5, 2, 1, 0.6, 0.4, 0.2, 0.1, 0.05]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda error, _: f"{100 - error:g}")
 
 
 def confusion(labels: Tensor, predictions: Tensor) -> Figure:

@@ -308,6 +308,8 @@ def retrained_table(retrained: "Retrained") -> Table:
     table = _table("test accuracy", "seed", "last", "last two, worse", "seconds")
     for run in retrained.runs:
         table.add_row(str(run.seed), f"{run.accuracy:.2%}", f"{run.worst_of_last:.2%}", f"{run.seconds:.0f}")
+    for seed in retrained.diverged:
+        table.add_row(str(seed), "diverged", "", "")
     table.add_section()
     deviation = retrained.standard_deviation
     spread = "" if deviation is None else f" ± {100 * deviation:.2f}"
@@ -324,9 +326,15 @@ def verdict_lines(retrained: "Retrained") -> Text:
         (v.few_epochs, f"{v.n_epochs} epochs: at most {MAX_EPOCHS}"),
         (
             v.accurate,
-            f"{v.worst_of_last:.2%} at worst: {TARGET_ACCURACY:.2%} in each of the last two epochs, every seed",
+            f"{v.worst_of_last:.2%} at worst: {TARGET_ACCURACY:.2%} in each of the last two epochs, every seed"
+            + " that did not diverge" * (not v.every_seed),
         ),
     ]
+    if not v.every_seed:
+        seeds = ", ".join(map(str, retrained.diverged))
+        conditions.append(
+            (False, f"{v.n_diverged} of {v.n_diverged + len(retrained.runs)} seeds diverged ({seeds}): none does")
+        )
     lines = [Text(f"{'✓' if met else '✗ not:'} {rule}", "green" if met else "red") for met, rule in conditions]
     return Text("\n").join(lines)
 
@@ -337,11 +345,13 @@ def retrained_values(retrained: "Retrained") -> dict[str, Any]:
     return {
         **retrained.candidate.to_dict(),
         "trial": retrained.trial,
+        "n_train_images": retrained.n_train_images,
         "mean": retrained.mean,
         "standard_deviation": retrained.standard_deviation,
         "runs": [
             asdict(run) | {"accuracy": run.accuracy, "worst_of_last": run.worst_of_last} for run in retrained.runs
         ],
+        "diverged": list(retrained.diverged),
         "verdict": {"fulfilled": bool(verdict), **asdict(verdict)},
     }
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from nas_mnist import confirm, study
 from nas_mnist.data import DATASET, N_TRAIN_IMAGES, Split, load_test, load_train, prepare, search_split
 from nas_mnist.errors import BudgetError, StudyError
-from nas_mnist.jobs import Job, JobStarted, Objective, Queue, job_of, run_jobs
+from nas_mnist.jobs import FINISHED, Job, JobStarted, Objective, Queue, job_of, run_jobs
 from nas_mnist.network import Network, build, count_parameters
 from nas_mnist.space import Candidate
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS, N_FINAL_EPOCHS, TARGET_ACCURACY
@@ -62,6 +62,7 @@ class Verdict:
     n_parameters: int
     n_epochs: int
     worst_of_last: float  # over all seeds
+    n_diverged: int = 0  # seeds that came to no accuracy at all
 
     @property
     def few_parameters(self) -> bool:
@@ -75,20 +76,26 @@ class Verdict:
     def accurate(self) -> bool:
         return self.worst_of_last >= TARGET_ACCURACY
 
+    @property
+    def every_seed(self) -> bool:
+        return self.n_diverged == 0
+
     def __bool__(self) -> bool:
-        return self.few_parameters and self.few_epochs and self.accurate
+        return self.few_parameters and self.few_epochs and self.accurate and self.every_seed
 
 
 @dataclass(frozen=True)
 class Retrained:
-    """A candidate and all its runs on the 60,000 training images."""
+    """A candidate and all its runs on the 60,000 training images, or on fewer for a quick look."""
 
     candidate: Candidate
     trial: int | None  # of the search; None for an architecture that was named
     search_score: float | None
     confirmation: dict[str, Any] | None
-    runs: tuple[Run, ...]  # by seed
-    weights: dict[str, Tensor]  # of the first seed
+    runs: tuple[Run, ...]  # by seed, those that diverged left out
+    weights: dict[str, Tensor]  # of the first of them
+    diverged: tuple[int, ...] = ()  # seeds
+    n_train_images: int = N_TRAIN_IMAGES
 
     @property
     def mean(self) -> float:
@@ -105,6 +112,7 @@ class Retrained:
             count_parameters(self.candidate.architecture),
             max(len(run.epochs) for run in self.runs),
             min(run.worst_of_last for run in self.runs),
+            len(self.diverged),
         )
 
 
@@ -195,28 +203,37 @@ def load(storage: study.Storage, study_name: str, chosen: Chosen | None = None) 
     name = f"{study_name}-retrain"
     if name not in study.names(opened):
         raise StudyError(f"nothing of study {study_name!r} has been retrained: run `nas-mnist retrain` first")
-    complete = study.load(opened, name).get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    chosen = chosen or _last_chosen(complete)
-    own = [t for t in complete if chosen and job_of(t)["candidate"] == chosen.candidate.to_dict()]
-    if not own:
-        raise StudyError(
-            f"{chosen.name if chosen else 'nothing'} has not been retrained: run `nas-mnist retrain` first"
-        )
+    found = study.load(opened, name)
+    ended = found.get_trials(deepcopy=False, states=FINISHED)
+    chosen = chosen or _last_chosen(ended)
+    own = [trial for trial in ended if chosen and job_of(trial)["candidate"] == chosen.candidate.to_dict()]
     own.sort(key=lambda trial: job_of(trial)["seed"])
+    complete = [trial for trial in own if trial.state == TrialState.COMPLETE]
+    if not complete:
+        raise _nothing_retrained(chosen, own)
     return Retrained(
         chosen.candidate,
         chosen.trial,
         chosen.search_score,
         chosen.confirmation,
-        tuple(_run(trial) for trial in own),
-        _read_weights(storage, opened, own[0]),
+        tuple(_run(trial) for trial in complete),
+        _read_weights(storage, opened, complete[0]),
+        tuple(job_of(trial)["seed"] for trial in own if trial not in complete),
+        found.user_attrs["identity"]["train_images"],
     )
 
 
-def _last_chosen(complete: list[FrozenTrial]) -> Chosen | None:
-    if not complete:
+def _nothing_retrained(chosen: Chosen | None, diverged: list[FrozenTrial]) -> StudyError:
+    name = chosen.name if chosen else "nothing"
+    if diverged:
+        return StudyError(f"{name} diverged with every seed ({len(diverged)}): retrain another with --trial")
+    return StudyError(f"{name} has not been retrained: run `nas-mnist retrain` first")
+
+
+def _last_chosen(ended: list[FrozenTrial]) -> Chosen | None:
+    if not ended:
         return None
-    last = max(complete, key=lambda trial: trial.datetime_complete)
+    last = max(ended, key=lambda trial: trial.datetime_complete)
     attributes = last.user_attrs["chosen"]
     return Chosen(Candidate.from_dict(job_of(last)["candidate"]), **attributes)
 

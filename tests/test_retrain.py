@@ -1,17 +1,17 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
-from optuna.trial import create_trial
+from optuna.trial import TrialState, create_trial
 
-from nas_mnist import confirm, data, retrain, study
+from nas_mnist import confirm, data, report, retrain, study
 from nas_mnist.architecture import parse
 from nas_mnist.errors import BudgetError, StudyError
 from nas_mnist.network import build
 from nas_mnist.retrain import Chosen, RetrainSettings, Verdict
 from nas_mnist.space import Candidate
 from nas_mnist.study import Storage
-from nas_mnist.training import Recipe, evaluate
+from nas_mnist.training import EpochResult, Recipe, evaluate
 from nas_mnist.workers import Worker
 
 CANDIDATE = Candidate(parse("c6 M c8 M c10k1- G"), Recipe(epochs=2))
@@ -32,7 +32,7 @@ def run(settings, n_workers=2):
 
 def test_every_seed_meets_the_test_set_and_the_weights_of_the_first_are_kept(settings, data_dir):
     retrained = run(settings)
-    assert [r.seed for r in retrained.runs] == [0, 1]
+    assert [r.seed for r in retrained.runs] == [0, 1] and retrained.n_train_images == 500
     assert all(len(r.epochs) == 2 for r in retrained.runs)
     assert retrained.mean == pytest.approx(sum(r.epochs[-1].val_accuracy for r in retrained.runs) / 2)
     network = build(CANDIDATE.architecture, seed=99)
@@ -109,6 +109,7 @@ def test_nothing_retrained_says_what_to_do(searched):
         (Verdict(8000, 15, 0.994), False),
         (Verdict(7999, 16, 0.994), False),
         (Verdict(7999, 15, 0.9939), False),
+        (Verdict(7999, 15, 0.994, n_diverged=1), False),
     ],
 )
 def test_verdict_needs_every_condition(verdict, fulfilled):
@@ -119,3 +120,37 @@ def test_training_uses_all_images_unless_told_otherwise(settings):
     split = retrain._split(replace(settings, train_images=60_000))
     assert (len(split.train), len(split.val)) == (60_000, 10_000)
     assert not torch.equal(split.train.pixels[:10], split.val.pixels[:10])
+
+
+def add_run(storage, seed, accuracies):
+    """A finished retraining of the candidate, or without accuracies one that diverged."""
+    opened = storage.open(create=True)
+    study.create(opened, "nas-mnist-retrain", metric="m", attributes={"identity": {"train_images": 60_000}})
+    epochs = [EpochResult(i, 0.1, 0.99, 0.1, accuracy, 0.1, 1.0, 1.0) for i, accuracy in enumerate(accuracies, 1)]
+    attributes = {
+        "job": {"candidate": CANDIDATE.to_dict(), "seed": seed},
+        "chosen": {"trial": 3, "search_score": 0.99, "confirmation": None},
+        "epochs": [asdict(epoch) for epoch in epochs],
+        "seconds": 2.0,
+        "device": "CPU",
+        "versions": "Python",
+    }
+    ended = {"value": accuracies[-1]} if accuracies else {"state": TrialState.PRUNED}
+    study.load(opened, "nas-mnist-retrain").add_trial(create_trial(**ended, user_attrs=attributes))
+
+
+def test_seed_that_diverged_is_told_and_makes_the_verdict_no(settings, monkeypatch):
+    monkeypatch.setattr(retrain, "_read_weights", lambda *_: {})
+    add_run(settings.storage, 1, [0.995, 0.995])
+    assert bool(retrain.load(settings.storage, "nas-mnist").verdict)
+    add_run(settings.storage, 0, [])
+    retrained = retrain.load(settings.storage, "nas-mnist")
+    assert not retrained.verdict and retrained.diverged == (0,) and [r.seed for r in retrained.runs] == [1]
+    assert "✗ not: 1 of 2 seeds diverged (0)" in report.verdict_lines(retrained).plain
+    assert report.retrained_values(retrained)["verdict"]["fulfilled"] is False
+
+
+def test_candidate_whose_every_seed_diverged_says_so(settings):
+    add_run(settings.storage, 0, [])
+    with pytest.raises(StudyError, match=r"trial 3 diverged with every seed \(1\)"):
+        retrain.load(settings.storage, "nas-mnist")
