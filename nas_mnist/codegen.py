@@ -201,7 +201,11 @@ def main(paths: list[str]) -> int:
     if not paths:
         print(f"{{sum(p.numel() for p in Model().parameters()):,}} parameters")
         return 0
-    model, failed = load(), 0
+    try:
+        model, failed = load(), 0
+    except (OSError, ValueError, KeyError, RuntimeError, struct.error):
+        print(f"{{WEIGHTS}} is missing or damaged: put it beside model.py again", file=sys.stderr)
+        return 2
     for path in paths:
         try:
             probabilities = model(prepare(read(path))).softmax(1)[0]

@@ -1,6 +1,9 @@
+import contextlib
 import hashlib
+import io
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -72,6 +75,20 @@ def test_module_needs_torch_alone(solution, retrained, images, tmp_path):
     digits = {line.split(": ")[1].split()[0] for line in done.stdout.splitlines()}
     assert len(done.stdout.splitlines()) == 4 and len(digits) == 1
     assert done.stderr.count("\n") == 2 and "Traceback" not in done.stderr and done.returncode == 2
+
+
+@pytest.mark.parametrize("n_bytes", [None, 0, 5, 300, 2000])
+def test_module_without_its_weights_counts_and_says_what_is_missing(solution, tmp_path, images, n_bytes):
+    shutil.copy(solution / "model.py", tmp_path)
+    if n_bytes is not None:
+        (tmp_path / "weights.safetensors").write_bytes((solution / "weights.safetensors").read_bytes()[:n_bytes])
+    Image.fromarray(images.pixels[5].numpy()).save(tmp_path / "digit.png")
+    namespace = runpy.run_path(str(tmp_path / "model.py"))
+    assert namespace["main"]([]) == 0
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+        assert namespace["main"]([str(tmp_path / "digit.png")]) == 2
+    assert err.getvalue().count("\n") == 1 and "weights.safetensors is missing or damaged" in err.getvalue()
 
 
 def test_onnx_takes_any_batch_and_predicts_the_same(solution, data_dir):
