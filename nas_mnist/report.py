@@ -292,9 +292,11 @@ def confirmation_table(ranking: list["Confirmed"]) -> Table:
 
 def lead_line(ranking: list["Confirmed"], p_value: float | None, significant: float) -> Text:
     """Whether the first is really ahead of the second."""
-    if p_value is None:
+    if len(ranking) < 2:
         return Text("one candidate: nothing to compare it with", "dim")
     first, second = ranking[:2]
+    if p_value is None:
+        return Text(f"trials {first.trial} and {second.trial} are equal on every fold and seed", "yellow")
     really = "is ahead of" if p_value < significant else "is not certainly ahead of"
     return Text(
         f"trial {first.trial} {really} trial {second.trial}: {100 * (first.mean - second.mean):+.3f} points, "

@@ -12,6 +12,7 @@ from rich.console import Console
 from nas_mnist import report
 from nas_mnist.architecture import parse
 from nas_mnist.baselines import RECIPE, BaselineResult, BaselineRun
+from nas_mnist.confirm import Confirmed
 from nas_mnist.errors import NasMnistError
 from nas_mnist.lr_finder import RateCurve
 from nas_mnist.network import build
@@ -116,3 +117,20 @@ def test_note_states_the_recipe():
     text = report.baselines_note(replace(RECIPE, epochs=7), 60_000).plain
     for part in ("7 epochs of 60,000 images", "learning rate of 0.1", "batches of 128", "weight decay 0.0005", "±10°"):
         assert part in text
+
+
+def confirmed(trial, *accuracies):
+    return Confirmed(trial, "x", 1, 0.99, accuracies, len(accuracies), 1, False)
+
+
+@pytest.mark.parametrize(
+    ("others", "p_value", "line"),
+    [
+        ([], None, "one candidate: nothing to compare it with"),
+        ([confirmed(2, 0.98, 0.99)], None, "trials 1 and 2 are equal on every fold and seed"),
+        ([confirmed(2, 0.97, 0.99)], 0.5, "trial 1 is not certainly ahead of trial 2: +0.500 points, p = 0.50"),
+        ([confirmed(2, 0.97, 0.99)], 0.01, "trial 1 is ahead of trial 2: +0.500 points, p = 0.01"),
+    ],
+)
+def test_lead_is_called_certain_only_below_the_level(others, p_value, line):
+    assert report.lead_line([confirmed(1, 0.98, 0.99), *others], p_value, 0.05).plain.startswith(line)
