@@ -234,8 +234,7 @@ def _last_chosen(ended: list[FrozenTrial]) -> Chosen | None:
     if not ended:
         return None
     last = max(ended, key=lambda trial: trial.datetime_complete)
-    attributes = last.user_attrs["chosen"]
-    return Chosen(Candidate.from_dict(job_of(last)["candidate"]), **attributes)
+    return Chosen(Candidate.from_dict(job_of(last)["candidate"]), **last.user_attrs.get("chosen", {}))
 
 
 def _run(trial: FrozenTrial) -> Run:
@@ -265,10 +264,9 @@ def _train(
     candidate, seed = Candidate.from_dict(job["candidate"]), job["seed"]
     record(trial, candidate, count_parameters(candidate.architecture), seed, device)
     chosen = settings.chosen
-    trial.set_user_attr(
-        "chosen",
-        {"trial": chosen.trial, "search_score": chosen.search_score, "confirmation": chosen.confirmation},
-    )
+    if chosen.candidate == candidate:  # it may be a run of another one that was stopped, with a history of its own
+        history = {"trial": chosen.trial, "search_score": chosen.search_score, "confirmation": chosen.confirmation}
+        trial.set_user_attr("chosen", history)
     send(JobStarted(trial.number, f"seed {seed}"))
     network = build(candidate.architecture, seed=seed, device=device)
     epochs = train_and_report(trial, network, candidate.recipe, split, seed, send)

@@ -1,10 +1,11 @@
 from dataclasses import asdict, replace
+from functools import partial
 
 import pytest
 import torch
 from optuna.trial import TrialState, create_trial
 
-from nas_mnist import confirm, data, report, retrain, study
+from nas_mnist import confirm, data, jobs, report, retrain, study
 from nas_mnist.architecture import parse
 from nas_mnist.errors import BudgetError, StudyError
 from nas_mnist.network import build
@@ -154,3 +155,24 @@ def test_candidate_whose_every_seed_diverged_says_so(settings):
     add_run(settings.storage, 0, [])
     with pytest.raises(StudyError, match=r"trial 3 diverged with every seed \(1\)"):
         retrain.load(settings.storage, "nas-mnist")
+
+
+@pytest.mark.parametrize("began", [True, False])
+def test_run_left_by_another_candidate_keeps_its_own_history(settings, monkeypatch, began):
+    def in_process(work, workers, on_event):
+        for worker in workers:
+            work(worker, partial(on_event, worker))
+
+    monkeypatch.setattr(jobs, "run_workers", in_process)
+    left = {"trial": 3, "search_score": 0.99, "confirmation": None}
+    job = {"candidate": CANDIDATE.to_dict(), "seed": 0}
+    identity = {"identity": settings.queue.identity}
+    study.create(settings.storage.open(create=True), "nas-mnist-retrain", metric="m", attributes=identity)
+    found = study.load(settings.storage.open(), "nas-mnist-retrain")
+    found.enqueue_trial({}, user_attrs={"job": job} | ({"chosen": left} if began else {}))
+
+    other = Chosen(Candidate(parse("c4 M c6 M c10k1- G"), Recipe(epochs=1)), trial=5)
+    assert run(replace(settings, chosen=other, n_seeds=1), n_workers=1).trial == 5
+    first, second = (trial.user_attrs.get("chosen") for trial in found.get_trials())
+    assert first == (left if began else None) and second["trial"] == 5
+    assert retrain._last_chosen(found.get_trials()[:1]).trial == (3 if began else None)
