@@ -111,7 +111,7 @@ def _work(queue: Queue, prepare: Callable[[str], Objective], pruner, worker: Wor
 def _queue_next(found: optuna.Study, jobs: Iterable[Job]) -> int:
     """Queue the first job that no trial stands for, under the lock, and say how many there were: 1 or 0.
 
-    One at a time, so that a command does not inherit what another one, stopped long ago, had left in the queue.
+    One at a time, so that a command which is stopped leaves no more behind than the jobs that were running.
     """
     standing = (*FINISHED, TrialState.RUNNING, TrialState.WAITING)
     taken = [job_of(trial) for trial in found.get_trials(deepcopy=False, states=standing)]
