@@ -1,11 +1,15 @@
 """What several tests need: MNIST, unpacked once, and one thread for each process, as workers have."""
 
+import signal
+
 import pytest
 import torch
 
 from nas_mnist import data
 
 torch.set_num_threads(1)
+# A shell starts background jobs with Ctrl-C ignored, and whatever they start inherits that; the tests send it for real.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
