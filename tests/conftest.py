@@ -1,6 +1,8 @@
 """What several tests need: MNIST, unpacked once, and one thread for each process, as workers have."""
 
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,3 +58,37 @@ def solution(retrained, data_dir, tmp_path_factory):
     out = tmp_path_factory.mktemp("exported") / "solution"
     export(retrained, Source("studies/x.db", "nas-mnist", 100), data_dir, out)
     return out
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """The system's Chromium, headless; tests that need it are skipped where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install '.[dev]'")
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
+        pytest.skip("no browser: install chromium from your distribution's packages")
+    quiet = ("background-networking", "component-update", "sync", "quic", "gpu")  # a test talks to its own page alone
+    arguments = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A desktop-sized page. `page.complaints` collects its console errors and uncaught exceptions."""
+    with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
+        page = context.new_page()
+        page.complaints = []
+        page.on("console", lambda m: page.complaints.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        yield page
+
+
+@pytest.fixture(scope="session")
+def screenshots():
+    """Where tests leave pictures for people to look at."""
+    folder = Path(__file__).parents[1] / "build" / "screenshots"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
