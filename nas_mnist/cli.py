@@ -172,6 +172,13 @@ def _add_search(commands) -> None:
         default=True,
         help="begin with the reference systems (default: yes)",
     )
+    parser.add_argument(
+        "--keep-weights",
+        type=_at_least(0),
+        default=5,
+        metavar="K",
+        help="keep weights and pictures of the best K candidates (default: %(default)s)",
+    )
     _add_workers(parser)
     _add_storage(parser)
     _add_data_dir(parser)
@@ -183,7 +190,7 @@ def _add_search(commands) -> None:
 def _search(arguments) -> int:
     from rich.console import Console
 
-    from nas_mnist import display, search, study
+    from nas_mnist import dashboard, display, search, study
     from nas_mnist.workers import plan_workers
 
     settings = search.SearchSettings(
@@ -198,6 +205,7 @@ def _search(arguments) -> int:
         seed=arguments.seed,
         prune=arguments.prune,
         warm_start=arguments.warm_start,
+        keep_weights=arguments.keep_weights,
     )
     workers = plan_workers(arguments.workers, arguments.devices)
     console = Console()
@@ -205,12 +213,24 @@ def _search(arguments) -> int:
         with display.SearchDisplay(
             console, settings, workers, quiet=arguments.quiet, verbose=arguments.verbose
         ) as show:
-            summary = search.search(settings, workers, show)
+            publisher = dashboard.Publisher(settings.storage, settings.study_name, settings.data_dir)
+            summary = search.search(settings, workers, _to_both(show, publisher))
     except KeyboardInterrupt:
         return _stopped(arguments)
+    dashboard.publish(settings.storage, settings.study_name, settings.data_dir)
     display.print_summary(console, settings, summary)
     console.print(f"\n{_next_steps(arguments)}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _to_both(first, second):
+    """One consumer of events that hands each to two."""
+
+    def both(worker, event) -> None:
+        first(worker, event)
+        second(worker, event)
+
+    return both
 
 
 def _next_steps(arguments) -> str:
@@ -263,13 +283,16 @@ def _add_dashboard(commands) -> None:
     parser = _command(commands, "dashboard", _dashboard, "look at the studies in a browser, with optuna-dashboard")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=_at_least(1, 65535), default=8080, help="(default: %(default)s)")
+    parser.add_argument("--open", action="store_true", help="open it in the browser")
     _add_storage(parser)
+    _add_data_dir(parser)
 
 
 def _dashboard(arguments) -> int:
     from nas_mnist import dashboard, study
 
-    dashboard.serve(study.Storage.parse(arguments.storage), arguments.host, arguments.port)
+    storage = study.Storage.parse(arguments.storage)
+    dashboard.serve(storage, arguments.host, arguments.port, _data_dir(arguments), open_browser=arguments.open)
     return 0
 
 

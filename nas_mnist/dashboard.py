@@ -1,16 +1,59 @@
-"""optuna-dashboard on the studies of a storage."""
+"""optuna-dashboard on the studies of a storage, and what it shows there besides the numbers.
 
+`publish` brings notes, plots and pictures up to date from what the database holds. It can be run at any time and again:
+what is there already is left alone, so nothing is lost if a search is killed before it came to it.
+"""
+
+import io
 import socket
+import threading
+import time
+import webbrowser
+from pathlib import Path
+from typing import Any
 
+import optuna
+import torch
+from matplotlib.figure import Figure
+from optuna.trial import FrozenTrial
+from optuna_dashboard import save_note
+from optuna_dashboard.artifact import get_artifact_path
+from torch import Tensor
+
+from nas_mnist import figures, notes, search, study
+from nas_mnist.architecture import parse
+from nas_mnist.artifacts import Artifacts
+from nas_mnist.data import load_train, search_split
+from nas_mnist.drawing import svg
 from nas_mnist.errors import StudyError
+from nas_mnist.network import build
 from nas_mnist.study import Storage
+from nas_mnist.training import EpochResult, predict
+from nas_mnist.trial import TrialEnded
+from nas_mnist.workers import Worker
+
+DRAWING, CURVES, MISTAKES = "network.svg", "curves.png", "misclassified.png"
+N_MISTAKES_SHOWN = 100  # a bad network has thousands
+SECONDS_BETWEEN = 30  # two times of publishing; each takes about a second
 
 
-def serve(storage: Storage, host: str, port: int) -> None:
+def serve(storage: Storage, host: str, port: int, data_dir: Path, *, open_browser: bool = False) -> None:
     """Serve until interrupted. Raises `StudyError` if there is no database or the port is taken."""
     from optuna_dashboard import run_server
 
     opened = storage.open()
+    _check_port(host, port)
+    for name in study.names(opened):
+        publish(storage, name, data_dir)
+    url = f"http://{host}:{port}/dashboard/"
+    print(f"optuna-dashboard for {storage}: {url} (Ctrl-C ends it)", flush=True)
+    if open_browser:
+        threading.Timer(1.0, webbrowser.open, [url]).start()  # when the server listens
+    storage.artifacts.mkdir(parents=True, exist_ok=True)
+    run_server(opened, host=host, port=port, artifact_store=Artifacts(None, storage.artifacts).store)
+
+
+def _check_port(host: str, port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -19,5 +62,90 @@ def serve(storage: Storage, host: str, port: int) -> None:
             raise StudyError(
                 f"cannot listen on {host}:{port} ({error.strerror}): choose another with --port"
             ) from error
-    print(f"optuna-dashboard for {storage}: http://{host}:{port}/ (Ctrl-C ends it)", flush=True)
-    run_server(opened, host=host, port=port)
+
+
+class Publisher:
+    """Publishes a study while it is worked on: give it every event, as one gives them to a display."""
+
+    def __init__(self, storage: Storage, study_name: str, data_dir: Path):
+        self._arguments = storage, study_name, data_dir
+        self._last = time.monotonic()
+
+    def __call__(self, worker: Worker | None, event: Any) -> None:
+        if isinstance(event, TrialEnded) and time.monotonic() - self._last > SECONDS_BETWEEN:
+            self._last = time.monotonic()
+            publish(*self._arguments)
+
+
+def publish(storage: Storage, study_name: str, data_dir: Path) -> None:
+    """Bring everything that the dashboard shows of a study up to date; of a search also which files are kept."""
+    with storage.lock():  # two of these at once would mix their plots
+        found = study.load(storage.open(), study_name)
+        artifacts = Artifacts(found, storage.artifacts)
+        trials = found.get_trials(deepcopy=False)
+        best = search.leaderboard(trials)
+        if search.KEEP_WEIGHTS in found.user_attrs:
+            kept = best[: found.user_attrs[search.KEEP_WEIGHTS]]
+            _drop_files(artifacts, trials, kept)
+            _draw_pictures(artifacts, kept, data_dir)
+        _write_trial_notes(artifacts, trials)
+        save_note(found, _study_note(artifacts, trials, best))
+
+
+def _drop_files(artifacts: Artifacts, trials: list[FrozenTrial], kept: tuple[FrozenTrial, ...]) -> None:
+    """Weights and pictures of candidates that are not among the best any more; every trial keeps its drawing."""
+    numbers, files = {trial.number for trial in kept}, artifacts.all()
+    for trial in trials:
+        if trial.state.is_finished() and trial.number not in numbers:
+            for name, artifact_id in files.get(trial._trial_id, {}).items():
+                if name != DRAWING:
+                    artifacts.remove(trial, artifact_id)
+
+
+def _draw_pictures(artifacts: Artifacts, kept: tuple[FrozenTrial, ...], data_dir: Path) -> None:
+    """Learning curves of the best, and the validation images they take for another digit."""
+    files = artifacts.all()
+    for trial in kept:
+        there = files.get(trial._trial_id, {})
+        if CURVES not in there:
+            epochs = tuple(EpochResult(**epoch) for epoch in trial.user_attrs["epochs"])
+            artifacts.add(trial, CURVES, _png(figures.curves((epochs,), "validation")))
+        if MISTAKES not in there and (weights := artifacts.weights_of(trial)):
+            artifacts.add(trial, MISTAKES, _png(_mistakes(trial, weights, data_dir)))
+
+
+def _mistakes(trial: FrozenTrial, weights: dict[str, Tensor], data_dir: Path) -> Figure:
+    images = search_split(load_train(data_dir)).val
+    network = build(parse(trial.user_attrs["architecture"]), seed=0)
+    network.load_state_dict(weights)
+    predictions = torch.cat([logits.argmax(1) for logits, _ in predict(network, images)])
+    pixels, labels = images.select(torch.arange(len(images)))
+    wrong = (predictions != labels).nonzero().flatten()
+    shown = wrong[:N_MISTAKES_SHOWN]
+    captions = [f"{labels[i]} → {predictions[i]}" for i in shown]
+    title = f"{len(wrong)} of {len(labels):,} validation images wrong: true → predicted"
+    return figures.gallery(pixels[shown], captions, title)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
+
+
+def _write_trial_notes(artifacts: Artifacts, trials: list[FrozenTrial]) -> None:
+    """A drawing and a note for each trial that has drawn its network, once."""
+    files = artifacts.all()
+    for trial in trials:
+        if "architecture" in trial.user_attrs and DRAWING not in files.get(trial._trial_id, {}):
+            drawing = svg(parse(trial.user_attrs["architecture"]))
+            live = optuna.Trial(artifacts.study, trial._trial_id)  # what the dashboard's own functions take
+            url = get_artifact_path(live, artifacts.add(trial, DRAWING, drawing.encode()))
+            save_note(live, notes.trial_note(trial, url))
+
+
+def _study_note(artifacts: Artifacts, trials: list[FrozenTrial], best: tuple[FrozenTrial, ...]) -> str:
+    found = artifacts.study
+    metric = (found.metric_names or ["accuracy"])[0]
+    identity = found.user_attrs.get("identity", {})
+    return notes.study_note(found.study_name, metric, identity, trials, best, artifacts.n_bytes())

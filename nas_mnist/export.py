@@ -275,7 +275,7 @@ def _write_figures(retrained: Retrained, judged: Judged, train_images: Images, f
     captions = [f"{labels[i]} → {judged.predictions[i]}" for i in wrong]
     samples = torch.arange(N_SAMPLES) * (len(train_images) // N_SAMPLES)
     drawn: dict[str, Figure] = {
-        "curves": figures.curves(retrained.runs),
+        "curves": figures.curves([run.epochs for run in retrained.runs], "test"),
         "confusion": figures.confusion(labels, judged.predictions),
         "misclassified": figures.gallery(
             judged.images.pixels[wrong], captions, f"all {len(wrong)} misclassified test images: true → predicted"

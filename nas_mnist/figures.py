@@ -1,6 +1,7 @@
 """The pictures of a solution, drawn by matplotlib; legible in print."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from matplotlib.axes import Axes
@@ -8,19 +9,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
-from nas_mnist.retrain import Run
 from nas_mnist.task import TARGET_ACCURACY
+from nas_mnist.training import EpochResult
 
 SMALLEST_ERROR = 0.01  # %: one test image; none at all has no place on a logarithmic axis
 
 
-def curves(runs: tuple[Run, ...]) -> Figure:
-    """Loss and accuracy over the epochs: the mean over the seeds, and the range between them."""
+def curves(runs: Sequence[Sequence[EpochResult]], held_out: str) -> Figure:
+    """Loss and accuracy over the epochs of one run for each seed: the mean over the seeds, and the range between them.
+
+    `held_out` says which images were evaluated after every epoch: test or validation.
+    """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for prefix, label, colour in (("train", "training, augmented", "C1"), ("val", "test", "C0")):
+    for prefix, label, colour in (("train", "training, augmented", "C1"), ("val", held_out, "C0")):
         losses, accuracies = (
-            torch.tensor([[getattr(e, f"{prefix}_{kind}") for e in run.epochs] for run in runs])
+            torch.tensor([[getattr(e, f"{prefix}_{kind}") for e in epochs] for epochs in runs])
             for kind in ("loss", "accuracy")
         )
         _draw_range(left, losses, label, colour)
@@ -29,7 +33,8 @@ def curves(runs: tuple[Run, ...]) -> Figure:
     _show_errors_as_accuracy(right)
     right.axhline(100 * (1 - TARGET_ACCURACY), color="0.4", linestyle="--", linewidth=1, label="the task")
     right.legend(loc="lower right")
-    figure.suptitle(f"{len(runs)} seed{'s' * (len(runs) > 1)}: mean and range", fontsize=10)
+    if len(runs) > 1:
+        figure.suptitle(f"{len(runs)} seeds: mean and range", fontsize=10)
     return figure
 
 

@@ -4,7 +4,6 @@ The test set is evaluated after every epoch for the record. What counts is the l
 weights that are exported are those of the first seed, not of the best.
 """
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,25 +12,21 @@ from statistics import mean, stdev
 from typing import Any
 
 import optuna
-import safetensors.torch
 import torch
-from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
 from nas_mnist import confirm, study
+from nas_mnist.artifacts import Artifacts
 from nas_mnist.data import DATASET, N_TRAIN_IMAGES, Split, load_test, load_train, prepare, search_split
 from nas_mnist.errors import BudgetError, StudyError
 from nas_mnist.jobs import FINISHED, Job, JobStarted, Objective, Queue, job_of, run_jobs
-from nas_mnist.network import Network, build, count_parameters
+from nas_mnist.network import build, count_parameters
 from nas_mnist.space import Candidate
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS, N_FINAL_EPOCHS, TARGET_ACCURACY
 from nas_mnist.training import EpochResult
 from nas_mnist.trial import record, train_and_report
 from nas_mnist.workers import Send, Worker
-
-WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -217,7 +212,7 @@ def load(storage: study.Storage, study_name: str, chosen: Chosen | None = None) 
         chosen.search_score,
         chosen.confirmation,
         tuple(_run(trial) for trial in complete),
-        _read_weights(storage, opened, complete[0]),
+        _read_weights(storage, found, complete[0]),
         tuple(job_of(trial)["seed"] for trial in own if trial not in complete),
         found.user_attrs["identity"]["train_images"],
     )
@@ -270,34 +265,12 @@ def _train(
     send(JobStarted(trial.number, f"seed {seed}"))
     network = build(candidate.architecture, seed=seed, device=device)
     epochs = train_and_report(trial, network, candidate.recipe, split, seed, send)
-    _keep_weights(network, trial, settings.storage)
+    Artifacts(trial.study, settings.storage.artifacts).add_weights(trial, network)
     return epochs[-1].val_accuracy
 
 
-def _keep_weights(network: Network, trial: optuna.Trial, storage: study.Storage) -> None:
-    """As an artifact of the trial, which the dashboard lists; safetensors, never pickle."""
-    storage.artifacts.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / WEIGHTS
-        safetensors.torch.save_file(weights, path)
-        upload_artifact(
-            artifact_store=FileSystemArtifactStore(storage.artifacts),
-            file_path=str(path),
-            study_or_trial=trial,
-            mimetype="application/octet-stream",
-        )
-
-
-def _read_weights(storage: study.Storage, opened: RDBStorage, trial: FrozenTrial) -> dict[str, Tensor]:
-    for meta in get_all_artifact_meta(trial, storage=opened):
-        if meta.filename == WEIGHTS:
-            try:
-                with FileSystemArtifactStore(storage.artifacts).open_reader(meta.artifact_id) as file:
-                    return safetensors.torch.load(file.read())
-            except (OSError, safetensors.SafetensorError, optuna.artifacts.exceptions.ArtifactNotFound) as error:
-                raise StudyError(
-                    f"the weights in {storage.artifacts} are missing or damaged ({error}): delete the study "
-                    "and run `nas-mnist retrain` again"
-                ) from error
-    raise StudyError(f"trial {trial.number} has no weights: run `nas-mnist retrain` again")
+def _read_weights(storage: study.Storage, found: optuna.Study, trial: FrozenTrial) -> dict[str, Tensor]:
+    weights = Artifacts(found, storage.artifacts).weights_of(trial)
+    if weights is None:
+        raise StudyError(f"trial {trial.number} has no weights: run `nas-mnist retrain` again")
+    return weights

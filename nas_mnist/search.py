@@ -13,6 +13,7 @@ import torch
 from optuna.trial import FrozenTrial
 
 from nas_mnist import space, study, zoo
+from nas_mnist.artifacts import Artifacts
 from nas_mnist.data import DATASET, N_FOLDS, SEARCH_PARTITION, Split, load_train, prepare, search_split
 from nas_mnist.errors import ArchitectureError, BudgetError
 from nas_mnist.network import build, count_parameters
@@ -21,6 +22,8 @@ from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
 from nas_mnist.training import Recipe, final_accuracy
 from nas_mnist.trial import TrialStarted, WorkerDone, record, train_and_report, work_off
 from nas_mnist.workers import Send, Worker, run_workers
+
+KEEP_WEIGHTS = "keep_weights"  # attribute of the study: of how many candidates weights and pictures are kept
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class SearchSettings:
     seed: int = 0
     prune: bool = True
     warm_start: bool = True
+    keep_weights: int = 5  # candidates, the best
 
     @property
     def identity(self) -> study.Identity:
@@ -156,6 +160,7 @@ def _prepare_study(settings: SearchSettings) -> None:
             attributes={"identity": asdict(settings.identity)},
         )
         found = study.load(storage, settings.study_name)
+        found.set_user_attr(KEEP_WEIGHTS, settings.keep_weights)
         if settings.warm_start:
             _enqueue_references(found, settings)
 
@@ -225,4 +230,11 @@ def objective(trial: optuna.Trial, settings: SearchSettings, split: Split, devic
     send(TrialStarted(trial.number, str(candidate.architecture), n_parameters))
     network = build(candidate.architecture, seed=seed, device=device)
     epochs = train_and_report(trial, network, candidate.recipe, split, seed, send)
-    return final_accuracy([epoch.val_accuracy for epoch in epochs])
+    accuracy = final_accuracy([epoch.val_accuracy for epoch in epochs])
+    if _is_among_the_best(accuracy, trial.study, settings.keep_weights):
+        Artifacts(trial.study, settings.storage.artifacts).add_weights(trial, network)
+    return accuracy
+
+
+def _is_among_the_best(accuracy: float, found: optuna.Study, n: int) -> bool:
+    return sum(trial.value >= accuracy for trial in leaderboard(found.get_trials(deepcopy=False))) < n

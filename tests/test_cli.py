@@ -170,43 +170,6 @@ def test_ctrl_c_stops_within_seconds_keeps_what_is_finished_and_tells_how_to_go_
     assert now.trained >= 1 and now.running == 0 and now.waiting == now.failed
 
 
-def test_dashboard_serves_the_study_on_this_machine_alone(searched, unused_port):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "nas_mnist", "dashboard", "--port", str(unused_port)],
-        cwd=searched[0],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert f"http://127.0.0.1:{unused_port}/" in process.stdout.readline()
-        assert "nas-mnist" in fetch(f"http://127.0.0.1:{unused_port}/api/studies")
-    finally:
-        process.terminate()
-        process.communicate()
-
-
-def fetch(url):
-    from urllib.error import URLError
-    from urllib.request import urlopen
-
-    for _ in range(100):
-        try:
-            with urlopen(url) as response:
-                return response.read().decode()
-        except URLError:
-            time.sleep(0.1)
-    raise TimeoutError(url)
-
-
-@pytest.fixture
-def unused_port():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def test_taken_port_is_one_clear_line(searched, capsys, monkeypatch):
     import socket
 

@@ -5,17 +5,15 @@ import pytest
 import torch
 
 from nas_mnist import figures
-from nas_mnist.retrain import Run
 from nas_mnist.training import EpochResult
 
 
-def made(seed, accuracies):
-    epochs = [EpochResult(i, 0.5 / i, a - 0.1, 0.2 / i, a, 0.1, 1.0, 1.0) for i, a in enumerate(accuracies, 1)]
-    return Run(seed, tuple(epochs), 1.0, "CPU", "torch")
+def made(accuracies):
+    return [EpochResult(i, 0.5 / i, a - 0.1, 0.2 / i, a, 0.1, 1.0, 1.0) for i, a in enumerate(accuracies, 1)]
 
 
 def test_every_point_of_the_curves_is_within_the_axes_and_epochs_are_whole():
-    figure = figures.curves((made(0, [0.3, 0.98, 0.995]), made(1, [0.5, 0.99, 1.0])))
+    figure = figures.curves([made([0.3, 0.98, 0.995]), made([0.5, 0.99, 1.0])], "test")
     figure.canvas.draw()
     for axes in figure.axes:
         low, high = sorted(axes.get_ylim())
@@ -30,7 +28,7 @@ def test_every_point_of_the_curves_is_within_the_axes_and_epochs_are_whole():
 
 
 def test_single_epoch_of_a_single_seed_is_still_to_be_seen():
-    assert all(line.get_marker() == "o" for line in figures.curves((made(0, [0.5]),)).axes[0].lines)
+    assert all(line.get_marker() == "o" for line in figures.curves([made([0.5])], "validation").axes[0].lines)
 
 
 def test_confusion_counts_rows_as_true_and_columns_as_predicted():

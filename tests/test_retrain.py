@@ -49,7 +49,7 @@ def test_weights_that_are_gone_are_one_clear_line(settings):
     run(replace(settings, n_seeds=1), n_workers=1)
     for path in settings.storage.artifacts.iterdir():
         path.write_bytes(b"damaged")
-    with pytest.raises(StudyError, match="missing or damaged"):
+    with pytest.raises(StudyError, match="is damaged"):
         retrain.load(settings.storage, "nas-mnist")
 
 

@@ -1,0 +1,53 @@
+import optuna
+from optuna.trial import TrialState, create_trial
+
+from nas_mnist import notes, zoo
+from nas_mnist.space import Candidate
+from nas_mnist.training import Recipe
+
+
+def made(architecture="c8 M c16 G c10k1- | dropout=0.05", **attributes):
+    candidate = Candidate(zoo.resolve(architecture), Recipe()).to_dict()
+    attributes |= candidate | {"n_parameters": zoo.resolve(architecture).n_parameters}
+    return create_trial(value=0.994, user_attrs=attributes)
+
+
+def test_trial_note_has_the_line_the_drawing_every_layer_and_the_recipe():
+    note = notes.trial_note(made("step-by-step", reference="step-by-step"), "/artifacts/1/2/abc")
+    assert "](/artifacts/1/2/abc)" in note and "published network **step-by-step**" in note
+    assert note.startswith("`c8 c16 M c8k1 c12 c16 c20 G c16k1 c10k1-")
+    rows = [line for line in note.splitlines() if line.startswith("| `")]
+    assert len(rows) == 10 and "| `c20` | 20×6×6 | 18×18 | 2 | 2,920 | 39% | 103,680 |" in rows
+    assert "one cycle up to 0.1" in note and "turned ±10°" in note
+
+
+def test_trial_over_the_budget_says_by_how_much():
+    study = optuna.create_study()
+    trial = study.ask()
+    trial.set_constraint("parameters", 1234)
+    for name, value in made().user_attrs.items():
+        trial.set_user_attr(name, value)
+    study.tell(trial, state=TrialState.PRUNED)
+    assert "**Over the budget by 1,234 parameters**; recorded, never trained." in notes.trial_note(study.trials[0], "x")
+    assert "Over the budget" not in notes.trial_note(made(), "x")
+
+
+def test_study_note_tells_what_the_study_is_and_ranks_the_best():
+    identity = {"dataset": "mnist", "max_params": 8000, "train_images": 50_000}
+    trials = [made(), made("step-by-step")]
+    note = notes.study_note("tiny", "validation accuracy", identity, trials, trials, 1_234_567)
+    assert "**parameters, fewer than**: 8,000" in note and "**train images**: 50,000" in note
+    assert "**trained**: 2 trials, 0 of them pruned early" in note and "1.2 MB" in note
+    assert (
+        f"| 1 | -1 | 99.40% | {trials[0].user_attrs['n_parameters']:,} |" in note
+    )  # a trial made by hand is number -1
+    assert "G c10k1- \\| dropout=0.05`" in note  # a bare bar would end the cell
+
+
+def test_study_without_a_result_says_so():
+    assert "No candidate has been trained" in notes.study_note("x", "accuracy", {}, [], [], 0)
+
+
+def test_name_of_a_study_is_nobodys_markdown():
+    note = notes.study_note("a *b* <img src=x>\n# c", "accuracy", {}, [], [], 0)
+    assert note.splitlines()[0] == r"# a \*b\* \<img src=x\> \# c"
