@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nas_mnist import kernels
-from nas_mnist.data import MEAN, STD
+from nas_mnist.datasets import Normalisation
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,19 @@ class Augmentation:
         return any((self.rotation_degrees, self.translation, self.scale, self.shear_degrees))
 
 
-def normalise(pixels: Tensor) -> Tensor:
+def normalise(pixels: Tensor, normalisation: Normalisation) -> Tensor:
     """Pixels (B, 28, 28) uint8 → images (B, 1, 28, 28) float32 with mean 0 and standard deviation 1."""
-    return pixels.unsqueeze(1).to(torch.float32).div_(255).sub_(MEAN).div_(STD)
+    return pixels.unsqueeze(1).to(torch.float32).div_(255).sub_(normalisation.mean).div_(normalisation.std)
 
 
-def augment(pixels: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+def augment(
+    pixels: Tensor, augmentation: Augmentation, normalisation: Normalisation, generator: torch.Generator
+) -> Tensor:
     """Pixels (B, 28, 28) uint8 → images (B, 1, 28, 28) float32, each transformed on its own, normalised."""
     if not augmentation:
-        return normalise(pixels)
+        return normalise(pixels, normalisation)
     matrices = draw_matrices(len(pixels), pixels.shape[-1], augmentation, generator)
-    return affine(pixels, matrices)
+    return affine(pixels, matrices, normalisation)
 
 
 def draw_matrices(n: int, side: int, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
@@ -66,19 +68,19 @@ def inverse_matrices(
     return torch.stack((top, bottom), dim=-2)
 
 
-def affine(pixels: Tensor, matrices: Tensor) -> Tensor:
+def affine(pixels: Tensor, matrices: Tensor, normalisation: Normalisation) -> Tensor:
     """Apply inverse matrices (B, 2, 3) to pixels (B, 28, 28) uint8: (B, 1, 28, 28), normalised.
 
     Bilinear, black outside.
     """
     if pixels.device.type == "cpu":
-        return kernels.affine(pixels, matrices, MEAN, STD)
-    return _affine(pixels, matrices)
+        return kernels.affine(pixels, matrices, normalisation.mean, normalisation.std)
+    return _affine(pixels, matrices, normalisation)
 
 
-def _affine(pixels: Tensor, matrices: Tensor) -> Tensor:
+def _affine(pixels: Tensor, matrices: Tensor, normalisation: Normalisation) -> Tensor:
     side = pixels.shape[-1]
     theta = matrices * torch.tensor([1.0, 1.0, 2 / side], device=matrices.device)  # grid_sample counts in half sides
     grid = F.affine_grid(theta, (len(pixels), 1, side, side), align_corners=False)
     images = pixels.unsqueeze(1).to(torch.float32).div_(255)
-    return F.grid_sample(images, grid, align_corners=False).sub_(MEAN).div_(STD)
+    return F.grid_sample(images, grid, align_corners=False).sub_(normalisation.mean).div_(normalisation.std)

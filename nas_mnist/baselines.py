@@ -1,6 +1,6 @@
 """The reference systems trained with one common recipe, to compare with what was published of them.
 
-They train on all 60,000 images and meet the test set after every epoch, as their authors' networks did; nothing is
+They train on all training images and meet the test set after every epoch, as their authors' networks did; nothing is
 chosen by it, and what counts is the last epoch. Each run is a trial of a study of its own: a run that is in it is never
 repeated, and the dashboard shows them all.
 """
@@ -17,7 +17,8 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from nas_mnist import study
-from nas_mnist.data import DATASET, N_TRAIN_IMAGES, Split, load_test, load_train, prepare, search_split
+from nas_mnist.data import Split, load_test, load_train, prepare, search_split
+from nas_mnist.datasets import MNIST, Dataset
 from nas_mnist.jobs import JobStarted, Queue, job_of, run_jobs
 from nas_mnist.network import build, count_parameters
 from nas_mnist.space import Candidate
@@ -51,8 +52,9 @@ class BaselineSettings:
     names: tuple[str, ...] = tuple(ZOO)
     n_seeds: int = 1
     epochs: int = MAX_EPOCHS
-    train_images: int = N_TRAIN_IMAGES
+    train_images: int | None = None  # None: all
     data_dir: Path = Path()
+    dataset: Dataset = MNIST
 
     def __post_init__(self):
         for name in self.names:
@@ -67,7 +69,11 @@ class BaselineSettings:
         """What the runs of a study have in common; a study of another identity is refused."""
         recipe = asdict(RECIPE)
         del recipe["epochs"]
-        return {"dataset": DATASET, "train_images": self.train_images, **recipe}
+        return {"dataset": self.dataset.name, "train_images": self.n_train_images, **recipe}
+
+    @property
+    def n_train_images(self) -> int:
+        return self.train_images or self.dataset.n_train_images
 
     @property
     def jobs(self) -> list[Job]:
@@ -102,6 +108,12 @@ class BaselineResult:
     epochs: int
     runs: tuple[BaselineRun, ...]
     n_diverged: int
+    dataset: Dataset = MNIST
+
+    @property
+    def published(self) -> float | None:
+        """What was published is of MNIST."""
+        return self.system.published_accuracy if self.dataset == MNIST else None
 
     @property
     def mean(self) -> float | None:
@@ -123,8 +135,8 @@ class BaselineResult:
 
     @property
     def difference(self) -> float | None:
-        """Mean minus published, as a fraction."""
-        return self.mean - self.system.published_accuracy if self.runs else None
+        """Mean minus published, as a fraction; None if there is nothing to compare."""
+        return self.mean - self.published if self.runs and self.published else None
 
 
 def train_baselines(
@@ -134,7 +146,7 @@ def train_baselines(
 
     Raises `KeyboardInterrupt` when stopped, finished runs kept; `StudyError` if the study is of another recipe.
     """
-    prepare(settings.data_dir)
+    prepare(settings.data_dir, settings.dataset)
     _split(settings)
     queue = Queue(
         settings.storage, settings.study_name, "test accuracy", settings.identity, tuple(map(asdict, settings.jobs))
@@ -147,10 +159,11 @@ def results(settings: BaselineSettings) -> tuple[BaselineResult, ...]:
     """What is in the study of the systems asked for, trained for as many epochs; in the zoo's order."""
     found = study.load(settings.storage.open(), settings.study_name)
     trials = found.get_trials(deepcopy=False)
-    return tuple(_result(ZOO[name], settings.epochs, trials) for name in ZOO if name in settings.names)
+    return tuple(_result(ZOO[name], settings, trials) for name in ZOO if name in settings.names)
 
 
-def _result(system: ReferenceSystem, epochs: int, trials: Iterable[FrozenTrial]) -> BaselineResult:
+def _result(system: ReferenceSystem, settings: BaselineSettings, trials: Iterable[FrozenTrial]) -> BaselineResult:
+    epochs = settings.epochs
     own = [
         t for t in trials if (job := _job(t)) and (job.architecture, job.epochs) == (str(system.architecture), epochs)
     ]
@@ -165,7 +178,8 @@ def _result(system: ReferenceSystem, epochs: int, trials: Iterable[FrozenTrial])
         if trial.state == TrialState.COMPLETE
     ]
     n_diverged = sum(trial.state == TrialState.PRUNED for trial in own)
-    return BaselineResult(system, epochs, tuple(sorted(runs, key=lambda run: run.seed)), n_diverged)
+    runs.sort(key=lambda run: run.seed)
+    return BaselineResult(system, epochs, tuple(runs), n_diverged, settings.dataset)
 
 
 def _job(trial: FrozenTrial) -> Job | None:
@@ -175,27 +189,35 @@ def _job(trial: FrozenTrial) -> Job | None:
 
 def _split(settings: BaselineSettings) -> Split:
     """All images to train on and, instead of validation images, the test set."""
-    images = load_train(settings.data_dir)
-    if settings.train_images != N_TRAIN_IMAGES:
-        images = search_split(images, settings.train_images).train
-    return Split(images, load_test(settings.data_dir))
+    images = load_train(settings.data_dir, settings.dataset)
+    if settings.n_train_images != len(images):
+        images = search_split(images, settings.n_train_images).train
+    return Split(images, load_test(settings.data_dir, settings.dataset))
 
 
 def _prepare(settings: BaselineSettings, device_name: str) -> Callable[[optuna.Trial, dict[str, Any], Send], float]:
     """What a worker does for each run, with the images on its device."""
     device = torch.device(device_name)
     split = _split(settings)
-    return partial(_train, Split(split.train.to(device), split.val.to(device)), device)
+    return partial(_train, settings, Split(split.train.to(device), split.val.to(device)), device)
 
 
-def _train(split: Split, device: torch.device, trial: optuna.Trial, job: dict[str, Any], send: Send) -> float:
+def _train(
+    settings: BaselineSettings,
+    split: Split,
+    device: torch.device,
+    trial: optuna.Trial,
+    job: dict[str, Any],
+    send: Send,
+) -> float:
     """One run, from its job to the test accuracy of its last epoch."""
     job = Job(**job)
     system = ZOO[job.system]
     recipe = replace(RECIPE, epochs=job.epochs)
     record(trial, Candidate(system.architecture, recipe), count_parameters(system.architecture), job.seed, device)
     trial.set_user_attr("system", system.name)
-    trial.set_user_attr("published_accuracy", system.published_accuracy)
+    if settings.dataset == MNIST:
+        trial.set_user_attr("published_accuracy", system.published_accuracy)
     send(JobStarted(trial.number, f"{system.name} seed {job.seed}"))
     network = build(system.architecture, seed=job.seed, device=device)
     return train_and_report(trial, network, recipe, split, job.seed, send)[-1].val_accuracy

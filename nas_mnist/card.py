@@ -6,7 +6,8 @@ from typing import Any
 from rich.console import Console
 
 from nas_mnist import report
-from nas_mnist.data import N_TRAIN_IMAGES
+from nas_mnist.data import n_search_images
+from nas_mnist.datasets import MNIST
 from nas_mnist.retrain import Retrained
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
 
@@ -27,10 +28,10 @@ In Python, with torch alone (`model.py` and `weights.safetensors`):
 ```python
 from model import load
 
-logits = load()(images)  # (B, 1, 28, 28) float32, (x / 255 - 0.1307) / 0.3081 with the ink bright → (B, 10)
+logits = load()(images)  # (B, 1, 28, 28) float32, (x / 255 - {mean}) / {std} with the ink bright → (B, 10)
 ```
 
-From the command line: `python model.py digit.png`. With ONNX (opset {opset}, any batch size):
+From the command line: `python model.py picture.png`. With ONNX (opset {opset}, any batch size):
 
 ```python
 import onnxruntime
@@ -88,11 +89,12 @@ def model_card(retrained: Retrained, record: dict[str, Any]) -> str:
     """Markdown, from the retraining and from what `solution.json` holds."""
     architecture = retrained.candidate.architecture
     return SECTIONS.format(
-        title=f"MNIST with {record['n_parameters']:,} parameters",
+        title=f"{retrained.dataset.title} with {record['n_parameters']:,} parameters",
         verdict="  \n".join(report.verdict_lines(retrained).plain.splitlines()),
         line=record["architecture"],
         accuracy=_accuracy(retrained, record),
         opset=record["onnx"]["opset"],
+        **record["normalisation"],
         chosen=_chosen(retrained, record),
         seeds=_seeds(retrained),
         seed=record["exported_seed"],
@@ -136,12 +138,8 @@ def _accuracy(retrained: Retrained, record: dict[str, Any]) -> str:
 def _chosen(retrained: Retrained, record: dict[str, Any]) -> str:
     how = [_named() if retrained.trial is None else _found(retrained, record["search"])]
     how += [_confirmed(retrained.confirmation)] * (retrained.trial is not None)
-    n = retrained.n_train_images
-    images = (
-        "all 60,000 training images"
-        if n == N_TRAIN_IMAGES
-        else f"{n:,} of the 60,000 training images, for a quick look"
-    )
+    n, n_all = retrained.n_train_images, retrained.dataset.n_train_images
+    images = f"all {n:,} training images" if n == n_all else f"{n:,} of the {n_all:,} training images, for a quick look"
     how.append(
         f"Then it was trained on {images}, and only then met the test set, which chose nothing: "
         "neither the network, nor the epoch, nor the seed."
@@ -155,10 +153,11 @@ def _named() -> str:
 
 def _found(retrained: Retrained, search: dict[str, Any]) -> str:
     score = "" if retrained.search_score is None else f", where it reached {retrained.search_score:.2%}"
-    n_images = search["identity"].get("train_images", 50_000)
+    n_split = n_search_images(retrained.dataset)
+    n_images = search["identity"].get("train_images", n_split)
     return (
         f"Trial {retrained.trial} of study `{search['study_name']}`, a search of {search['n_trials']} trained trials "
-        f"on {n_images:,} training images, scored on 10,000 others{score}."
+        f"on {n_images:,} training images, scored on {retrained.dataset.n_train_images - n_split:,} others{score}."
     )
 
 
@@ -206,15 +205,18 @@ def _recipe(recipe: dict[str, Any]) -> str:
 
 def _commands(retrained: Retrained, record: dict[str, Any]) -> str:
     """What leads from nothing to this folder. A search by several workers draws other trials each time."""
-    study = _options(record["search"], {"study_name": "nas-mnist"}, {"study_name": "study"})
+    place = {"study_name": retrained.dataset.study, "dataset": MNIST.name}
+    study = _options(record["search"] | {"dataset": record["dataset"]}, place, {"study_name": "study"})
     seeds = f" --seeds {len(retrained.runs) + len(retrained.diverged)}"
-    seeds += _options(record, {"n_train_images": N_TRAIN_IMAGES}, {"n_train_images": "train-images"})
+    n_all = {"n_train_images": retrained.dataset.n_train_images}
+    seeds += _options(record, n_all, {"n_train_images": "train-images"})
     export = f"nas-mnist export{study}"
     if retrained.trial is None:
         epochs = _options(record["recipe"], {"epochs": MAX_EPOCHS})
         line = shlex.quote(record["architecture"])
         return f"nas-mnist retrain --architecture {line}{epochs}{seeds}{study}\n{export}"
-    defaults = {"train_images": 50_000, "epochs": MAX_EPOCHS, "max_params": MAX_PARAMS, "optimizer": "sgd"}
+    n_images = n_search_images(retrained.dataset)
+    defaults = {"train_images": n_images, "epochs": MAX_EPOCHS, "max_params": MAX_PARAMS, "optimizer": "sgd"}
     searched = f"nas-mnist search --trials {record['search']['n_trials']}"
     commands = [f"{searched}{_options(record['search']['identity'], defaults)}{study}"]
     if retrained.confirmation:

@@ -12,12 +12,11 @@ import sys
 import warnings
 from pathlib import Path
 
+from nas_mnist.datasets import DATASETS, MNIST
 from nas_mnist.errors import NasMnistError
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
 
 DEFAULT_STORAGE = "studies/nas_mnist.db"
-DEFAULT_STUDY = "nas-mnist"
-BASELINES_STUDY = "nas-mnist-baselines"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 for a verdict of no, 2 for bad input, 130 when stopped by Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
     arguments = build_parser().parse_args(argv)
+    if "study" in arguments and arguments.study is None:
+        arguments.study = _default_study(arguments)
     arguments.command_line = shlex.join(["nas-mnist", *argv])
     warnings.filterwarnings("ignore", category=FutureWarning)  # Optuna's notes on experimental functions
     try:
@@ -75,7 +76,7 @@ def _add_storage(parser) -> None:
         "--storage", default=DEFAULT_STORAGE, metavar="URL", help="SQLite file or SQLAlchemy URL (default: %(default)s)"
     )
     parser.add_argument(
-        "--study", default=DEFAULT_STUDY, metavar="NAME", help="name of the study (default: %(default)s)"
+        "--study", metavar="NAME", help=f"name of the study (default: {MNIST.study}, or nas- and another dataset)"
     )
 
 
@@ -84,8 +85,12 @@ def _add_data_dir(parser) -> None:
         "--data-dir",
         type=Path,
         metavar="DIR",
-        help="where MNIST is unpacked (default: $NAS_MNIST_DATA, or a cache folder)",
+        help="where the images are unpacked (default: $NAS_MNIST_DATA, or a cache folder)",
     )
+
+
+def _add_dataset(parser, default: str = MNIST.name) -> None:
+    parser.add_argument("--dataset", choices=DATASETS, help=f"{', '.join(DATASETS)} (default: {default})")
 
 
 def _add_workers(parser) -> None:
@@ -125,6 +130,17 @@ def _data_dir(arguments) -> Path:
     return arguments.data_dir or default_data_dir()
 
 
+def _dataset(arguments):
+    return DATASETS[arguments.dataset or MNIST.name]
+
+
+def _dataset_of(storage, study_name: str, arguments):
+    """That of the study; the option can only repeat it."""
+    from nas_mnist import study
+
+    return study.dataset_of(storage, study_name, DATASETS.get(arguments.dataset))
+
+
 # --- search ----------------------------------------------------------------------------------------------------------
 
 
@@ -152,9 +168,8 @@ def _add_search(commands) -> None:
     parser.add_argument(
         "--train-images",
         type=_at_least(2),
-        default=50_000,
         metavar="N",
-        help="fewer for a quick run (default: %(default)s)",
+        help="fewer for a quick run (default: all of the split, 50,000 of MNIST)",
     )
     parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="(default: %(default)s)")
     parser.add_argument(
@@ -181,6 +196,7 @@ def _add_search(commands) -> None:
     )
     _add_workers(parser)
     _add_storage(parser)
+    _add_dataset(parser)
     _add_data_dir(parser)
     volume = parser.add_mutually_exclusive_group()
     volume.add_argument("--quiet", action="store_true", help="print the summary alone")
@@ -204,6 +220,7 @@ def _search(arguments) -> int:
         optimizer=arguments.optimizer,
         seed=arguments.seed,
         prune=arguments.prune,
+        dataset=_dataset(arguments),
         warm_start=arguments.warm_start,
         keep_weights=arguments.keep_weights,
     )
@@ -241,7 +258,13 @@ def _next_steps(arguments) -> str:
 def _place(arguments) -> str:
     """The options that the next command needs to find this study."""
     place = "" if arguments.storage == DEFAULT_STORAGE else f" --storage {shlex.quote(arguments.storage)}"
-    return place + ("" if arguments.study == DEFAULT_STUDY else f" --study {shlex.quote(arguments.study)}")
+    return place + ("" if arguments.study == MNIST.study else f" --study {shlex.quote(arguments.study)}")
+
+
+def _default_study(arguments) -> str:
+    """One of its own for each dataset, for results of two cannot be in one study."""
+    name = DATASETS[getattr(arguments, "dataset", None) or MNIST.name].study
+    return f"{name}-baselines" if arguments.command == "baselines" else name
 
 
 # --- show ------------------------------------------------------------------------------------------------------------
@@ -379,6 +402,7 @@ def _add_find_lr(commands) -> None:
         "--seed", type=_at_least(0), default=0, metavar="N", help="of weights and batches (default: %(default)s)"
     )
     _add_json(parser)
+    _add_dataset(parser)
     _add_data_dir(parser)
 
 
@@ -395,8 +419,8 @@ def _find_lr(arguments) -> int:
     if arguments.out:
         report.check_figure_path(arguments.out)
     plan_workers(1, [arguments.device])
-    data.prepare(_data_dir(arguments))
-    images = data.search_split(data.load_train(_data_dir(arguments))).train
+    data.prepare(_data_dir(arguments), _dataset(arguments))
+    images = data.search_split(data.load_train(_data_dir(arguments), _dataset(arguments))).train
     steps = lr_finder.range_test(
         architecture, Recipe(optimizer=arguments.optimizer), images, rates, seed=arguments.seed, device=arguments.device
     )
@@ -441,15 +465,14 @@ def _add_baselines(commands) -> None:
     )
     parser.add_argument(
         "--train-images",
-        type=_at_least(2, 60_000),
-        default=60_000,
+        type=_at_least(2),
         metavar="N",
-        help="fewer for a quick look, in another --study (default: %(default)s)",
+        help="fewer for a quick look, in another --study (default: all)",
     )
     _add_json(parser)
     _add_workers(parser)
     _add_storage(parser)
-    parser.set_defaults(study=BASELINES_STUDY)
+    _add_dataset(parser)
     _add_data_dir(parser)
 
 
@@ -467,6 +490,7 @@ def _baselines(arguments) -> int:
         epochs=arguments.epochs,
         train_images=arguments.train_images,
         data_dir=_data_dir(arguments),
+        dataset=_dataset(arguments),
     )
     workers = plan_workers(arguments.workers, arguments.devices)
     try:
@@ -479,8 +503,8 @@ def _baselines(arguments) -> int:
         return 0
     console = Console(highlight=False)
     console.print(
-        report.baselines_table(results),
-        report.baselines_note(settings.recipe, settings.train_images),
+        report.baselines_table(results, settings.dataset),
+        report.baselines_note(settings.recipe, settings.n_train_images, settings.dataset),
         sep="\n",
         crop=False,
     )
@@ -509,6 +533,7 @@ def _add_confirm(commands) -> None:
     _add_json(parser)
     _add_workers(parser)
     _add_storage(parser)
+    _add_dataset(parser, "that of the study")
     _add_data_dir(parser)
 
 
@@ -518,14 +543,16 @@ def _confirm(arguments) -> int:
     from nas_mnist import confirm, display, report, study
     from nas_mnist.workers import plan_workers
 
+    storage = study.Storage.parse(arguments.storage)
     settings = confirm.ConfirmSettings(
-        storage=study.Storage.parse(arguments.storage),
+        storage=storage,
         study_name=arguments.study,
         top=arguments.top,
         n_folds=arguments.folds,
         n_seeds=arguments.seeds,
         train_images=arguments.train_images,
         data_dir=_data_dir(arguments),
+        dataset=_dataset_of(storage, arguments.study, arguments),
     )
     workers = plan_workers(arguments.workers, arguments.devices)
     try:
@@ -557,7 +584,7 @@ def _stopped(arguments) -> int:
 
 def _add_retrain(commands) -> None:
     parser = _command(
-        commands, "retrain", _retrain, "train the confirmed winner on all 60,000 images, and meet the test set"
+        commands, "retrain", _retrain, "train the confirmed winner on all training images, and meet the test set"
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--trial", type=_at_least(0), metavar="N", help="this trial of the search instead")
@@ -566,13 +593,12 @@ def _add_retrain(commands) -> None:
     parser.add_argument(
         "--epochs", type=_at_least(1, 1000), metavar="N", help="of a run with --architecture (default: 15)"
     )
-    parser.add_argument(
-        "--train-images", type=_at_least(2, 60_000), default=60_000, metavar="N", help="for a quick look (default: all)"
-    )
+    parser.add_argument("--train-images", type=_at_least(2), metavar="N", help="for a quick look (default: all)")
     parser.add_argument("--check", action="store_true", help="exit with code 1 if the task is not fulfilled")
     _add_json(parser)
     _add_workers(parser)
     _add_storage(parser)
+    _add_dataset(parser, "that of the study")
     _add_data_dir(parser)
 
 
@@ -580,6 +606,7 @@ def _retrain(arguments) -> int:
     from rich.console import Console
 
     from nas_mnist import display, report, retrain, study
+    from nas_mnist.errors import StudyError
     from nas_mnist.workers import plan_workers
 
     storage = study.Storage.parse(arguments.storage)
@@ -590,7 +617,12 @@ def _retrain(arguments) -> int:
         n_seeds=arguments.seeds,
         train_images=arguments.train_images,
         data_dir=_data_dir(arguments),
+        dataset=_dataset_of(storage, arguments.study, arguments),
     )
+    if arguments.check and settings.dataset != MNIST:
+        raise StudyError(
+            f"--check judges the task, which is one of MNIST, not of {settings.dataset.name}: leave it out"
+        )
     workers = plan_workers(arguments.workers, arguments.devices)
     try:
         with display.JobDisplay(Console(stderr=arguments.json), settings.chosen.candidate.recipe.epochs) as show:
@@ -630,6 +662,7 @@ def _add_export(commands) -> None:
     parser.add_argument("--trial", type=_at_least(0), metavar="N", help="this trial, once it has been retrained")
     parser.add_argument("--force", action="store_true", help="replace an earlier solution in that folder")
     _add_storage(parser)
+    _add_dataset(parser, "that of the study")
     _add_data_dir(parser)
 
 
@@ -639,6 +672,7 @@ def _export(arguments) -> int:
     storage = study.Storage.parse(arguments.storage)
     chosen = None if arguments.trial is None else retrain.choose(storage, arguments.study, arguments.trial)
     retrained = retrain.load(storage, arguments.study, chosen)
+    _dataset_of(storage, f"{arguments.study}-retrain", arguments)
     source = export.Source.find(storage, arguments.study)
     record = export.export(retrained, source, _data_dir(arguments), arguments.out, force=arguments.force)
     print(f"{arguments.out}: {record['n_parameters']:,} parameters, {record['test_accuracy']:.2%} of the test set")
@@ -647,7 +681,7 @@ def _export(arguments) -> int:
 
 
 def _add_predict(commands) -> None:
-    parser = _command(commands, "predict", _predict, "say which digits pictures show")
+    parser = _command(commands, "predict", _predict, "say what pictures show")
     parser.add_argument("solution", type=Path, metavar="FOLDER", help="that `nas-mnist export` wrote")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG, dark on light or light on dark")
     _add_json(parser)
@@ -663,7 +697,7 @@ def _predict(arguments) -> int:
         if prediction.error:
             print(f"{prediction.path}: {prediction.error}", file=sys.stderr)
         elif not arguments.json:
-            print(f"{prediction.path}: {prediction.digit} ({prediction.confidence:.1%})")
+            print(f"{prediction.path}: {prediction.label} ({prediction.confidence:.1%})")
     if arguments.json:
         print(json.dumps([asdict(prediction) for prediction in predictions], indent=2))
     return 2 if any(prediction.error for prediction in predictions) else 0

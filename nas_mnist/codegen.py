@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from nas_mnist import digit
 from nas_mnist.architecture import Architecture, Conv, LayerShape, MaxPool
+from nas_mnist.datasets import MNIST, Dataset, Normalisation
 
 _READING = (
     digit.prepare,
@@ -82,10 +83,20 @@ def weight_names(architecture: Architecture) -> dict[str, str]:
     return names
 
 
-def generate(architecture: Architecture, headline: str) -> str:
+def generate(
+    architecture: Architecture,
+    headline: str,
+    dataset: Dataset = MNIST,
+    normalisation: Normalisation = MNIST.normalisation,
+) -> str:
     """The source of `model.py`: imports torch and the standard library; Pillow is used for images if it is there."""
     return _TEMPLATE.format(
         headline=headline,
+        mean=normalisation.mean,
+        std=normalisation.std,
+        side=dataset.box,
+        by_mass=dataset.by_mass,
+        classes=", ".join(f'"{name}"' for name in dataset.classes),
         line=str(architecture),
         definitions="\n".join(_definitions(architecture)),
         forward="\n".join(_forward(architecture)),
@@ -136,7 +147,7 @@ _TEMPLATE = '''"""{headline}
     {line}
 
     python model.py                  # counts the parameters
-    python model.py digit.png …      # says which digits the pictures show
+    python model.py picture.png …    # says what the pictures show
 
 Needs torch alone; with Pillow it reads every kind of picture, without it PNG. Written by nas-mnist.
 """
@@ -152,10 +163,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 WEIGHTS = Path(__file__).with_name("weights.safetensors")
+CLASSES = ({classes})
+MEAN, STD = {mean}, {std}  # of the training images
 
 
 class Model(nn.Module):
-    """Images (B, 1, 28, 28), (x / 255 - 0.1307) / 0.3081 with the ink bright → logits (B, 10)."""
+    """Images (B, 1, 28, 28), (x / 255 - {mean}) / {std} with the ink bright → logits (B, 10)."""
 
     def __init__(self):
         super().__init__()
@@ -208,12 +221,13 @@ def main(paths: list[str]) -> int:
         return 2
     for path in paths:
         try:
-            probabilities = model(prepare(read(path))).softmax(1)[0]
+            image = prepare(read(path), mean=MEAN, std=STD, side={side}, by_mass={by_mass})
+            probabilities = model(image).softmax(1)[0]
         except (OSError, ValueError, SyntaxError) as error:  # Pillow calls some damaged files a SyntaxError
             print(f"{{path}}: {{error}}", file=sys.stderr)
             failed = 2
         else:
-            print(f"{{path}}: {{probabilities.argmax().item()}} ({{probabilities.max().item():.1%}})")
+            print(f"{{path}}: {{CLASSES[probabilities.argmax()]}} ({{probabilities.max().item():.1%}})")
     return failed
 
 

@@ -18,7 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import wilcoxon
 
 from nas_mnist import search, study
-from nas_mnist.data import CONFIRM_PARTITION, DATASET, Images, fold, load_train, prepare
+from nas_mnist.data import CONFIRM_PARTITION, Images, fold, load_train, prepare
+from nas_mnist.datasets import MNIST, Dataset
 from nas_mnist.errors import StudyError
 from nas_mnist.jobs import Job, JobStarted, Objective, Queue, job_of, run_jobs
 from nas_mnist.network import build, count_parameters
@@ -43,6 +44,7 @@ class ConfirmSettings:
     n_seeds: int = 1
     train_images: int | None = None  # of each fold, for a quick look; None: all
     data_dir: Path = Path()
+    dataset: Dataset = MNIST  # that of the search
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -93,15 +95,17 @@ def confirm(
 ) -> list[Confirmed]:
     """Train the best candidates on every pair that is missing, and rank them by their mean.
 
-    Raises `StudyError` if the search has no finished candidate, or if the study was confirmed with other folds.
+    Raises `StudyError` if the search has no finished candidate or is of another dataset, or if it was confirmed with
+    other folds.
     """
     found = study.load(settings.storage.open(), settings.study_name)
+    study.dataset_of(settings.storage, settings.study_name, settings.dataset)
     best = search.leaderboard(found.get_trials(deepcopy=False))[: settings.top]
     if not best:
         raise StudyError(
             f"study {settings.study_name!r} has no finished candidate to confirm: run `nas-mnist search` first"
         )
-    prepare(settings.data_dir)
+    prepare(settings.data_dir, settings.dataset)
     with study.experimental():
         pruner = optuna.pruners.WilcoxonPruner(p_threshold=GIVE_UP_P, n_startup_steps=PAIRS_BEFORE_GIVING_UP)
     run_jobs(_queue(settings, best), partial(_prepare, settings), workers, on_event, pruner=pruner)
@@ -137,7 +141,7 @@ def _queue(settings: ConfirmSettings, best: tuple[FrozenTrial, ...]) -> Queue:
         for trial in best
     )
     identity = {
-        "dataset": DATASET,
+        "dataset": settings.dataset.name,
         "folds": settings.n_folds,
         "seeds": settings.n_seeds,
         "train_images": settings.train_images,
@@ -162,7 +166,7 @@ def _confirmed(trial: FrozenTrial) -> Confirmed:
 
 def _prepare(settings: ConfirmSettings, device_name: str) -> Objective:
     device = torch.device(device_name)
-    return partial(_train, settings, load_train(settings.data_dir).to(device), device)
+    return partial(_train, settings, load_train(settings.data_dir, settings.dataset).to(device), device)
 
 
 def _train(

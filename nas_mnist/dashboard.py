@@ -4,6 +4,7 @@
 what is there already is left alone, so nothing is lost if a search is killed before it came to it.
 """
 
+import contextlib
 import io
 import socket
 import threading
@@ -23,9 +24,10 @@ from torch import Tensor
 from nas_mnist import figures, notes, search, study
 from nas_mnist.architecture import parse
 from nas_mnist.artifacts import Artifacts
-from nas_mnist.data import load_train, search_split
+from nas_mnist.data import Images, load_train, prepare, search_split
+from nas_mnist.datasets import Dataset
 from nas_mnist.drawing import svg
-from nas_mnist.errors import StudyError
+from nas_mnist.errors import DataError, StudyError
 from nas_mnist.network import build
 from nas_mnist.study import Storage
 from nas_mnist.training import EpochResult, predict
@@ -87,7 +89,10 @@ def publish(storage: Storage, study_name: str, data_dir: Path) -> None:
         if search.KEEP_WEIGHTS in found.user_attrs:
             kept = best[: found.user_attrs[search.KEEP_WEIGHTS]]
             _drop_files(artifacts, trials, kept)
-            _draw_pictures(artifacts, kept, data_dir)
+            dataset = study.dataset_of(storage, study_name)
+            # Their data or weights may be on another machine: the rest is worth showing without.
+            with contextlib.suppress(StudyError, DataError):
+                _draw_pictures(artifacts, kept, data_dir, dataset)
         _write_trial_notes(artifacts, trials)
         save_note(found, _study_note(artifacts, trials, best))
 
@@ -102,29 +107,28 @@ def _drop_files(artifacts: Artifacts, trials: list[FrozenTrial], kept: tuple[Fro
                     artifacts.remove(trial, artifact_id)
 
 
-def _draw_pictures(artifacts: Artifacts, kept: tuple[FrozenTrial, ...], data_dir: Path) -> None:
+def _draw_pictures(artifacts: Artifacts, kept: tuple[FrozenTrial, ...], data_dir: Path, dataset: Dataset) -> None:
     """Learning curves of the best, and the validation images they take for another digit."""
     files = artifacts.all()
     for trial in kept:
         there = files.get(trial._trial_id, {})
         if CURVES not in there:
             epochs = tuple(EpochResult(**epoch) for epoch in trial.user_attrs["epochs"])
-            artifacts.add(trial, CURVES, _png(figures.curves((epochs,), "validation")))
+            artifacts.add(trial, CURVES, _png(figures.curves([epochs], "validation")))
         if MISTAKES not in there and (weights := artifacts.weights_of(trial)):
-            artifacts.add(trial, MISTAKES, _png(_mistakes(trial, weights, data_dir)))
+            prepare(data_dir, dataset)
+            images = search_split(load_train(data_dir, dataset)).val
+            artifacts.add(trial, MISTAKES, _png(_mistakes(trial, weights, images, dataset)))
 
 
-def _mistakes(trial: FrozenTrial, weights: dict[str, Tensor], data_dir: Path) -> Figure:
-    images = search_split(load_train(data_dir)).val
+def _mistakes(trial: FrozenTrial, weights: dict[str, Tensor], images: Images, dataset: Dataset) -> Figure:
     network = build(parse(trial.user_attrs["architecture"]), seed=0)
     network.load_state_dict(weights)
     predictions = torch.cat([logits.argmax(1) for logits, _ in predict(network, images)])
     pixels, labels = images.select(torch.arange(len(images)))
     wrong = (predictions != labels).nonzero().flatten()
-    shown = wrong[:N_MISTAKES_SHOWN]
-    captions = [f"{labels[i]} → {predictions[i]}" for i in shown]
     title = f"{len(wrong)} of {len(labels):,} validation images wrong: true → predicted"
-    return figures.gallery(pixels[shown], captions, title)
+    return figures.mistakes(pixels, labels, predictions, wrong[:N_MISTAKES_SHOWN], dataset.classes, title)
 
 
 def _png(figure: Figure) -> bytes:

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def prepare(grey: Tensor) -> Tensor:
+def prepare(grey: Tensor, *, mean: float = 0.1307, std: float = 0.3081, side: int = 20, by_mass: bool = True) -> Tensor:
     """A grey picture (H, W), 0 to 1, dark on light or light on dark → an image (1, 1, 28, 28), normalised.
 
-    As in MNIST the ink is bright, fits a box of 20×20 pixels, and has its centre of mass in the middle of 28×28.
-    Raises ValueError if there is no ink.
+    The ink is bright, fits a box of `side` pixels, and has its centre of mass, or else the box's, in the middle of
+    28×28; by default as in MNIST. Raises ValueError if there is no ink.
     """
     ink = (grey - paper(grey)).abs()
     if ink.max() < 0.1:
@@ -20,13 +20,13 @@ def prepare(grey: Tensor) -> Tensor:
     ink = ink / ink.max()
     rows, columns = (torch.nonzero((ink > 0.2).any(axis)).flatten() for axis in (1, 0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    factor = 20 / max(ink.shape)
-    size = [max(1, round(side * factor)) for side in ink.shape]
+    size = [max(1, round(n * side / max(ink.shape))) for n in ink.shape]
     box = F.interpolate(ink[None, None], size=size, mode="bilinear", antialias=True)[0, 0].clamp(0, 1)
-    top, left = centred(box.sum(1)), centred(box.sum(0))
+    mass = box if by_mass else torch.ones_like(box)
+    top, left = centred(mass.sum(1)), centred(mass.sum(0))
     image = torch.zeros(1, 1, 28, 28)
     image[0, 0, top : top + size[0], left : left + size[1]] = box
-    return (image - 0.1307) / 0.3081
+    return (image - mean) / std
 
 
 def paper(grey: Tensor) -> Tensor:

@@ -35,12 +35,13 @@ from torch import Tensor, nn
 from nas_mnist import card, figures, study
 from nas_mnist.augment import augment, normalise
 from nas_mnist.codegen import generate, weight_names
-from nas_mnist.data import DATASET, MEAN, STD, Images, checksums, load_test, load_train, prepare
+from nas_mnist.data import Images, checksums, load_test, load_train, prepare
+from nas_mnist.datasets import MNIST, Dataset
 from nas_mnist.errors import BudgetError, SolutionError
 from nas_mnist.network import Network, build, count_parameters
 from nas_mnist.predict import RECORD, WEIGHTS, seal
 from nas_mnist.retrain import Retrained
-from nas_mnist.task import MAX_PARAMS
+from nas_mnist.task import MAX_PARAMS, TARGET_ACCURACY
 from nas_mnist.training import predict
 
 OPSET = 18
@@ -74,7 +75,7 @@ class Judged:
     """The test set as the exported network sees it, in order."""
 
     images: Images
-    logits: Tensor  # (10,000, 10)
+    logits: Tensor  # (N, 10)
 
     @property
     def predictions(self) -> Tensor:
@@ -99,10 +100,10 @@ def export(retrained: Retrained, source: Source, data_dir: Path, out: Path, *, f
     out = out.resolve()  # through a link, so that what is replaced is the folder and not the link
     _check_place(out, force)
     _check_budget(retrained)
-    prepare(data_dir)
+    prepare(data_dir, retrained.dataset)
     network = build(retrained.candidate.architecture, seed=0)
     network.load_state_dict(retrained.weights)
-    judged = _judge(network, load_test(data_dir))
+    judged = _judge(network, load_test(data_dir, retrained.dataset))
     _check_accuracy(retrained, judged)
     try:
         with _folder_beside(out) as temporary:
@@ -129,8 +130,8 @@ def _folder_beside(out: Path) -> Iterator[Path]:
 def _write(retrained: Retrained, source: Source, judged: Judged, data_dir: Path, folder: Path) -> dict[str, Any]:
     model = _write_model(retrained, judged, folder)
     _write_onnx(model, judged, folder / ONNX)
-    _write_figures(retrained, judged, load_train(data_dir), folder / "figures")
-    record = _record(retrained, source, judged, checksums(data_dir))
+    _write_figures(retrained, judged, load_train(data_dir, retrained.dataset), folder / "figures")
+    record = _record(retrained, source, judged, checksums(data_dir, retrained.dataset))
     (folder / CARD).write_text(card.model_card(retrained, record), encoding="utf-8")
     record["sha256"] = {p.relative_to(folder).as_posix(): _sha256(p) for p in _files(folder)}
     record = seal(record)
@@ -211,8 +212,10 @@ def _write_model(retrained: Retrained, judged: Judged, folder: Path) -> nn.Modul
     weights = {names[name]: tensor.contiguous() for name, tensor in retrained.weights.items()}
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(weights))  # save_file would make it private to its owner
     size, accuracy = f"{architecture.n_parameters:,}", f"{judged.accuracy:.2%}"
-    headline = f"A network of {size} parameters for MNIST digits: {accuracy} of the test set."
-    (folder / MODEL).write_text(generate(architecture, headline), encoding="utf-8")
+    dataset = retrained.dataset
+    headline = f"A network of {size} parameters for {dataset.title}: {accuracy} of the test set."
+    source = generate(architecture, headline, dataset, judged.images.normalisation)
+    (folder / MODEL).write_text(source, encoding="utf-8")
     model = _import(folder / MODEL).load()
     with torch.no_grad():
         _check_logits(MODEL, torch.cat([model(x) for x in _batches(judged.images)]), judged)
@@ -228,7 +231,7 @@ def _import(path: Path):
 
 
 def _batches(images: Images):
-    return (normalise(pixels) for pixels, _ in images.batches(1000))
+    return (normalise(pixels, images.normalisation) for pixels, _ in images.batches(1000))
 
 
 def _check_logits(name: str, logits: Tensor, judged: Judged) -> None:
@@ -272,16 +275,15 @@ def _without_traces(proto: onnx.ModelProto) -> onnx.ModelProto:
 def _write_figures(retrained: Retrained, judged: Judged, train_images: Images, folder: Path) -> None:
     folder.mkdir()
     labels, wrong = judged.images.labels, judged.wrong
-    captions = [f"{labels[i]} → {judged.predictions[i]}" for i in wrong]
+    classes, pixels = retrained.dataset.classes, judged.images.pixels
+    title = f"all {len(wrong)} misclassified test images: true → predicted"
     samples = torch.arange(N_SAMPLES) * (len(train_images) // N_SAMPLES)
     drawn: dict[str, Figure] = {
-        "curves": figures.curves([run.epochs for run in retrained.runs], "test"),
-        "confusion": figures.confusion(labels, judged.predictions),
-        "misclassified": figures.gallery(
-            judged.images.pixels[wrong], captions, f"all {len(wrong)} misclassified test images: true → predicted"
-        ),
+        "curves": figures.curves([r.epochs for r in retrained.runs], "test", _target(retrained.dataset)),
+        "confusion": figures.confusion(labels, judged.predictions, classes),
+        "misclassified": figures.mistakes(pixels, labels, judged.predictions, wrong, classes, title),
         "samples": figures.gallery(
-            train_images.pixels[samples], [str(int(i)) for i in train_images.labels[samples]], "training images"
+            train_images.pixels[samples], [classes[i] for i in train_images.labels[samples]], "training images"
         ),
         "augmented": _augmented(retrained, train_images),
     }
@@ -289,11 +291,17 @@ def _write_figures(retrained: Retrained, judged: Judged, train_images: Images, f
         figure.savefig(folder / f"{name}.png", dpi=150)
 
 
+def _target(dataset: Dataset) -> float | None:
+    """The task's, which is MNIST's."""
+    return TARGET_ACCURACY if dataset == MNIST else None
+
+
 def _augmented(retrained: Retrained, train_images: Images) -> Figure:
     pixels = train_images.pixels[: 2 * N_AUGMENTED_ROWS : 2]
     generator = torch.Generator().manual_seed(0)
     augmentation = retrained.candidate.recipe.augmentation
-    variants = [augment(pixels, augmentation, generator)[:, 0] * STD + MEAN for _ in range(N_VARIANTS)]
+    like = train_images.normalisation
+    variants = [augment(pixels, augmentation, like, generator)[:, 0] * like.std + like.mean for _ in range(N_VARIANTS)]
     return figures.augmented(pixels, variants)
 
 
@@ -305,7 +313,7 @@ def _record(retrained: Retrained, source: Source, judged: Judged, data_md5: dict
         "n_parameters": verdict.n_parameters,
         "n_macs": retrained.candidate.architecture.n_macs,
         "receptive_field": retrained.candidate.architecture.receptive_field,
-        "task_fulfilled": bool(verdict),
+        "task_fulfilled": verdict.fulfilled,
         "test_accuracy": judged.accuracy,
         "n_train_images": retrained.n_train_images,
         "exported_seed": retrained.runs[0].seed,
@@ -319,7 +327,9 @@ def _record(retrained: Retrained, source: Source, judged: Judged, data_md5: dict
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "device": retrained.runs[0].device,
         "git_commit": _git_commit(),
-        "dataset": DATASET,
+        "dataset": retrained.dataset.name,
+        "normalisation": asdict(judged.images.normalisation),
+        "classes": list(retrained.dataset.classes),
         "data_md5": data_md5,
     }
 

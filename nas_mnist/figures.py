@@ -9,16 +9,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
-from nas_mnist.task import TARGET_ACCURACY
 from nas_mnist.training import EpochResult
 
 SMALLEST_ERROR = 0.01  # %: one test image; none at all has no place on a logarithmic axis
 
 
-def curves(runs: Sequence[Sequence[EpochResult]], held_out: str) -> Figure:
+def curves(runs: Sequence[Sequence[EpochResult]], held_out: str, target: float | None = None) -> Figure:
     """Loss and accuracy over the epochs of one run for each seed: the mean over the seeds, and the range between them.
 
-    `held_out` says which images were evaluated after every epoch: test or validation.
+    `held_out` says which images were evaluated after every epoch, test or validation; `target` is drawn as a line.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -31,7 +30,8 @@ def curves(runs: Sequence[Sequence[EpochResult]], held_out: str) -> Figure:
         _draw_range(right, (100 * (1 - accuracies)).clamp(min=SMALLEST_ERROR), label, colour)
     left.set(ylabel="cross-entropy in nats", yscale="log")
     _show_errors_as_accuracy(right)
-    right.axhline(100 * (1 - TARGET_ACCURACY), color="0.4", linestyle="--", linewidth=1, label="the task")
+    if target is not None:
+        right.axhline(100 * (1 - target), color="0.4", linestyle="--", linewidth=1, label="the task")
     right.legend(loc="lower right")
     if len(runs) > 1:
         figure.suptitle(f"{len(runs)} seeds: mean and range", fontsize=10)
@@ -58,8 +58,8 @@ def _show_errors_as_accuracy(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(lambda error, _: f"{100 - error:g}")
 
 
-def confusion(labels: Tensor, predictions: Tensor) -> Figure:
-    """How often each digit (rows) was taken for each (columns); the errors are what is coloured."""
+def confusion(labels: Tensor, predictions: Tensor, classes: tuple[str, ...]) -> Figure:
+    """How often each class (rows) was taken for each (columns); the errors are what is coloured."""
     counts = torch.zeros(10, 10, dtype=torch.int64)
     counts.index_put_((labels, predictions), torch.ones_like(labels), accumulate=True)
     errors = counts.clone().fill_diagonal_(0)
@@ -71,7 +71,9 @@ def confusion(labels: Tensor, predictions: Tensor) -> Figure:
             n = int(counts[row, column])
             if n:
                 axes.text(column, row, n, ha="center", va="center", fontsize=9, color="0.45" if row == column else "k")
-    axes.set(xticks=range(10), yticks=range(10), xlabel="predicted digit", ylabel="true digit")
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_xticks(range(10), classes, rotation=90 if max(map(len, classes)) > 3 else 0)
+    axes.set_yticks(range(10), classes)
     axes.set_title(f"{int(errors.sum())} of {len(labels):,} test images wrong", fontsize=10)
     return figure
 
@@ -80,6 +82,7 @@ def gallery(pixels: Tensor, captions: list[str], title: str) -> Figure:
     """Images (N, 28, 28), dark ink on white, each with its caption below; ten in a row, more if there are very many."""
     n_columns = max(10, math.ceil(math.sqrt(len(pixels))))
     n_rows = max(1, math.ceil(len(pixels) / n_columns))
+    font_size = 6.5 if any("\n" in caption for caption in captions) else 9
     height, width = 40, 34  # of a cell in pixels of the images: room for the caption and a gap
     sheet = torch.zeros(n_rows * height, n_columns * width)
     figure = Figure(figsize=(0.85 * n_columns, 1.0 * n_rows + 0.4), layout="constrained")
@@ -87,11 +90,20 @@ def gallery(pixels: Tensor, captions: list[str], title: str) -> Figure:
     for i, (image, caption) in enumerate(zip(pixels, captions, strict=True)):
         top, left = i // n_columns * height, i % n_columns * width + 3
         sheet[top : top + 28, left : left + 28] = image
-        axes.text(left + 14, top + 29, caption, ha="center", va="top", fontsize=9)
+        axes.text(left + 14, top + 29, caption, ha="center", va="top", fontsize=font_size)
     axes.imshow(sheet.numpy(), cmap="gray_r", interpolation="nearest")
     axes.axis("off")
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def mistakes(
+    pixels: Tensor, labels: Tensor, predictions: Tensor, shown: Tensor, classes: tuple[str, ...], title: str
+) -> Figure:
+    """The images (N, 28, 28) at the positions `shown`, each with its true and its predicted class."""
+    arrow = " → " if max(map(len, classes)) == 1 else "\n→ "
+    captions = [f"{classes[labels[i]]}{arrow}{classes[predictions[i]]}" for i in shown]
+    return gallery(pixels[shown], captions, title)
 
 
 def augmented(originals: Tensor, variants: list[Tensor]) -> Figure:

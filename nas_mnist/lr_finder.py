@@ -91,9 +91,8 @@ def range_test(
     optimizer = make_optimizer(network, recipe)
     mean, lowest = None, math.inf
     for rate, (pixels, labels) in zip(rates.rates(), _endless_batches(images, recipe, generator), strict=False):
-        loss = F.cross_entropy(
-            network(augment(pixels, recipe.augmentation, generator)), labels, label_smoothing=recipe.label_smoothing
-        )
+        logits = network(augment(pixels, recipe.augmentation, images.normalisation, generator))
+        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
         value = loss.item()
         mean = value if mean is None else RUNNING_MEAN_KEEP * mean + (1 - RUNNING_MEAN_KEEP) * value
         lowest = min(lowest, mean)

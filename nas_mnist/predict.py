@@ -1,10 +1,10 @@
-"""Use an exported solution: digits in image files, and the accuracy on the test set."""
+"""Use an exported solution: what image files show, and the accuracy on the test set."""
 
 import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from nas_mnist.architecture import parse
 from nas_mnist.codegen import weight_names
 from nas_mnist.data import load_test, prepare
+from nas_mnist.datasets import DATASETS, MNIST, Dataset, Normalisation
 from nas_mnist.digit import on_paper
 from nas_mnist.digit import prepare as prepare_digit
 from nas_mnist.errors import NasMnistError, SolutionError
@@ -29,17 +30,27 @@ MAX_PIXELS = 50_000_000  # more is no picture of a digit
 
 
 @dataclass(frozen=True)
+class Solution:
+    """An exported network, ready to use, and what its images have to look like."""
+
+    network: Network
+    dataset: Dataset
+    normalisation: Normalisation
+
+
+@dataclass(frozen=True)
 class Prediction:
-    """What a picture shows. `error` says why there is no digit."""
+    """What a picture shows: the number of the class and its name. `error` says why there is neither."""
 
     path: str
     digit: int | None = None
+    label: str | None = None
     confidence: float | None = None  # probability, 0 to 1
     error: str | None = None
 
 
-def load(folder: Path) -> Network:
-    """The network of an exported folder, ready to use.
+def load(folder: Path) -> Solution:
+    """What is in an exported folder, ready to use.
 
     Raises `SolutionError` if a file is missing, damaged, or not the one that was exported.
     """
@@ -52,10 +63,12 @@ def load(folder: Path) -> Network:
         network = build(architecture, seed=0)
         weights = safetensors.torch.load(content)
         network.load_state_dict({ours: weights[theirs] for ours, theirs in weight_names(architecture).items()})
-    except (NasMnistError, SafetensorError, RuntimeError, KeyError) as error:
+        dataset = DATASETS[record["dataset"]]
+        normalisation = Normalisation(**record["normalisation"]) if "normalisation" in record else MNIST.normalisation
+    except (NasMnistError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise SolutionError(f"{folder} is damaged ({reason}): export the solution again") from error
-    return network.eval()
+    return Solution(network.eval(), dataset, normalisation)
 
 
 def seal(record: dict[str, Any]) -> dict[str, Any]:
@@ -83,17 +96,19 @@ def _read(path: Path) -> bytes:
         ) from error
 
 
-def predict(network: Network, paths: Iterable[str]) -> Iterator[Prediction]:
+def predict(solution: Solution, paths: Iterable[str]) -> Iterator[Prediction]:
     """One prediction for each picture, in order; a file that is none gets its error, and the others go on."""
+    dataset, as_trained = solution.dataset, asdict(solution.normalisation)
     for path in paths:
         try:
-            image = prepare_digit(_grey(path))
+            image = prepare_digit(_grey(path), **as_trained, side=dataset.box, by_mass=dataset.by_mass)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             yield Prediction(path, error=_reason(error))
             continue
         with torch.no_grad():
-            probabilities = network(image).softmax(1)[0]
-        yield Prediction(path, int(probabilities.argmax()), probabilities.max().item())
+            probabilities = solution.network(image).softmax(1)[0]
+        number = int(probabilities.argmax())
+        yield Prediction(path, number, dataset.classes[number], probabilities.max().item())
 
 
 def _grey(path: str) -> Tensor:
@@ -119,6 +134,7 @@ def _reason(error: Exception) -> str:
 
 def accuracy_on_test_set(folder: Path, data_dir: Path) -> float:
     """The fraction of the test set that the solution in this folder gets right."""
-    network = load(folder)
-    prepare(data_dir)
-    return evaluate(network, load_test(data_dir))[1]
+    solution = load(folder)
+    prepare(data_dir, solution.dataset)
+    images = replace(load_test(data_dir, solution.dataset), normalisation=solution.normalisation)
+    return evaluate(solution.network, images)[1]

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nas_mnist.architecture import Architecture, LayerShape
+from nas_mnist.datasets import MNIST, Dataset
 from nas_mnist.errors import NasMnistError
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS, TARGET_ACCURACY
 from nas_mnist.zoo import ReferenceSystem
@@ -214,42 +215,53 @@ def _loss_limits(curve: "RateCurve") -> tuple[float, float]:
 # --- baselines -------------------------------------------------------------------------------------------------------
 
 
-def baselines_table(results: Iterable["BaselineResult"]) -> Table:
-    """Published against reproduced, in per cent of the test set; `worst` is that of the last two epochs of any run."""
-    columns = ("system", "params", "published", "reproduced", "± SD", "runs", "worst", "diff", "seconds")
-    table = _table("reference systems, trained with one recipe", *columns, left=("system",))
+def baselines_table(results: Iterable["BaselineResult"], dataset: Dataset = MNIST) -> Table:
+    """Published against reproduced, in per cent of the test set; `worst` is that of the last two epochs of any run.
+
+    What was published is of MNIST: for another dataset there is nothing to compare.
+    """
+    columns = ["system", "params", "published", "reproduced", "± SD", "runs", "worst", "diff", "seconds"]
+    if dataset != MNIST:
+        columns.remove("published"), columns.remove("diff")
+    table = _table(f"reference systems on {dataset.title}, trained with one recipe", *columns, left=("system",))
     table.padding = (0, 1, 0, 0)
     for result in results:
-        system = result.system
-        published = f"{system.published_accuracy:.2%}{'*' if system.last_accuracy is None else ' '}"
-        table.add_row(system.name, f"{system.n_parameters:,}", published, *_reproduced_cells(result))
+        cells = _baseline_cells(result)
+        table.add_row(*(cells.get(name, "") for name in columns))
     return table
 
 
-def _reproduced_cells(result: "BaselineResult") -> list[RenderableType]:
-    runs = f"{len(result.runs)}" + (f"+{result.n_diverged}†" if result.n_diverged else "")
-    if not result.runs:
-        return ["", "", runs, "", "", ""]
-    deviation = result.standard_deviation
-    return [
-        f"{result.mean:.2%}",
-        "" if deviation is None else f"{100 * deviation:.2f}",
-        runs,
-        f"{result.worst_of_last:.2%}",
-        Text(f"{100 * result.difference:+.2f}", "green" if result.difference >= 0 else "red"),
-        f"{result.seconds:,.0f}",
-    ]
+def _baseline_cells(result: "BaselineResult") -> dict[str, RenderableType]:
+    """What there is to say of a system, by column."""
+    system, difference, deviation = result.system, result.difference, result.standard_deviation
+    cells: dict[str, RenderableType] = {
+        "system": system.name,
+        "params": f"{system.n_parameters:,}",
+        "published": f"{system.published_accuracy:.2%}{'*' if system.last_accuracy is None else ' '}",
+        "runs": f"{len(result.runs)}" + (f"+{result.n_diverged}†" if result.n_diverged else ""),
+    }
+    if result.runs:
+        cells |= {
+            "reproduced": f"{result.mean:.2%}",
+            "± SD": "" if deviation is None else f"{100 * deviation:.2f}",
+            "worst": f"{result.worst_of_last:.2%}",
+            "seconds": f"{result.seconds:,.0f}",
+        }
+    if difference is not None:
+        cells["diff"] = Text(f"{100 * difference:+.2f}", "green" if difference >= 0 else "red")
+    return cells
 
 
-def baselines_note(recipe: "Recipe", n_images: int) -> Text:
+def baselines_note(recipe: "Recipe", n_images: int, dataset: Dataset = MNIST) -> Text:
     """The recipe that all of them share, and how to read the table."""
     a = recipe.augmentation
+    published = "published: the last epoch of one run, or * its best; "
     return Text(
         f"recipe: {recipe.epochs} epochs of {n_images:,} images, SGD with Nesterov momentum {recipe.momentum:g}, "
         f"one cycle up to a learning rate of {recipe.learning_rate:g}, batches of {recipe.batch_size}, weight decay "
         f"{recipe.weight_decay:g}; rotation ±{a.rotation_degrees:g}°, shift ±{a.translation:.0%}, "
         f"scale ±{a.scale:.0%}, shear ±{a.shear_degrees:g}°\n"
-        "published: the last epoch of one run, or * its best; reproduced: the mean of the last epoch on the test set\n"
+        f"{published if dataset == MNIST else ''}reproduced: the mean of the last epoch on the test set\n"
         "worst: of the last two epochs of any run; seconds: a run, training and testing; † diverged",
         "dim",
     )
@@ -262,7 +274,10 @@ def baseline_values(result: "BaselineResult") -> dict[str, Any]:
         "system": system.name,
         "architecture": str(system.architecture),
         "n_parameters": system.n_parameters,
-        "published": {"last": system.last_accuracy, "best": system.best_accuracy, "source": system.source},
+        "dataset": result.dataset.name,
+        "published": {"last": system.last_accuracy, "best": system.best_accuracy, "source": system.source}
+        if result.dataset == MNIST
+        else None,
         "epochs": result.epochs,
         "mean": result.mean,
         "standard_deviation": result.standard_deviation,
@@ -321,23 +336,25 @@ def retrained_table(retrained: "Retrained") -> Table:
 
 
 def verdict_lines(retrained: "Retrained") -> Text:
-    """The task, condition by condition."""
+    """The task, condition by condition; on another dataset than MNIST there is no accuracy to reach."""
     v = retrained.verdict
+    every_seed = "every seed" + " that did not diverge" * (not v.every_seed)
     conditions = [
         (v.few_parameters, f"{v.n_parameters:,} parameters: fewer than {MAX_PARAMS:,}"),
         (v.few_epochs, f"{v.n_epochs} epochs: at most {MAX_EPOCHS}"),
-        (
-            v.accurate,
-            f"{v.worst_of_last:.2%} at worst: {TARGET_ACCURACY:.2%} in each of the last two epochs, every seed"
-            + " that did not diverge" * (not v.every_seed),
-        ),
     ]
+    if v.of_the_task:
+        rule = f"{v.worst_of_last:.2%} at worst: {TARGET_ACCURACY:.2%} in each of the last two epochs, {every_seed}"
+        conditions.append((v.accurate, rule))
     if not v.every_seed:
         seeds = ", ".join(map(str, retrained.diverged))
         conditions.append(
             (False, f"{v.n_diverged} of {v.n_diverged + len(retrained.runs)} seeds diverged ({seeds}): none does")
         )
     lines = [Text(f"{'✓' if met else '✗ not:'} {rule}", "green" if met else "red") for met, rule in conditions]
+    if not v.of_the_task:
+        of_dataset = f"{retrained.dataset.title}: the task's {TARGET_ACCURACY:.2%} is asked for on MNIST alone"
+        lines.append(Text(f"{v.worst_of_last:.2%} at worst of the last two epochs, {every_seed}, of {of_dataset}"))
     return Text("\n").join(lines)
 
 
@@ -354,7 +371,8 @@ def retrained_values(retrained: "Retrained") -> dict[str, Any]:
             asdict(run) | {"accuracy": run.accuracy, "worst_of_last": run.worst_of_last} for run in retrained.runs
         ],
         "diverged": list(retrained.diverged),
-        "verdict": {"fulfilled": bool(verdict), **asdict(verdict)},
+        "dataset": retrained.dataset.name,
+        "verdict": {"fulfilled": verdict.fulfilled, **asdict(verdict)},
     }
 
 

@@ -1,4 +1,4 @@
-"""The chosen candidate, trained on all 60,000 images with several seeds; only here does it meet the test set.
+"""The chosen candidate, trained on all training images with several seeds; only here does it meet the test set.
 
 The test set is evaluated after every epoch for the record. What counts is the last epoch, never the best one, and the
 weights that are exported are those of the first seed, not of the best.
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from nas_mnist import confirm, study
 from nas_mnist.artifacts import Artifacts
-from nas_mnist.data import DATASET, N_TRAIN_IMAGES, Split, load_test, load_train, prepare, search_split
+from nas_mnist.data import Split, load_test, load_train, prepare, search_split
+from nas_mnist.datasets import MNIST, Dataset
 from nas_mnist.errors import BudgetError, StudyError
 from nas_mnist.jobs import FINISHED, Job, JobStarted, Objective, Queue, job_of, run_jobs
 from nas_mnist.network import build, count_parameters
@@ -58,6 +59,7 @@ class Verdict:
     n_epochs: int
     worst_of_last: float  # over all seeds
     n_diverged: int = 0  # seeds that came to no accuracy at all
+    of_the_task: bool = True  # on MNIST; on another dataset nothing can fulfil it
 
     @property
     def few_parameters(self) -> bool:
@@ -75,13 +77,18 @@ class Verdict:
     def every_seed(self) -> bool:
         return self.n_diverged == 0
 
+    @property
+    def fulfilled(self) -> bool | None:
+        """None on another dataset than that of the task."""
+        return bool(self) if self.of_the_task else None
+
     def __bool__(self) -> bool:
-        return self.few_parameters and self.few_epochs and self.accurate and self.every_seed
+        return self.of_the_task and self.few_parameters and self.few_epochs and self.accurate and self.every_seed
 
 
 @dataclass(frozen=True)
 class Retrained:
-    """A candidate and all its runs on the 60,000 training images, or on fewer for a quick look."""
+    """A candidate and all its runs on all training images, or on fewer for a quick look."""
 
     candidate: Candidate
     trial: int | None  # of the search; None for an architecture that was named
@@ -90,7 +97,8 @@ class Retrained:
     runs: tuple[Run, ...]  # by seed, those that diverged left out
     weights: dict[str, Tensor]  # of the first of them
     diverged: tuple[int, ...] = ()  # seeds
-    n_train_images: int = N_TRAIN_IMAGES
+    n_train_images: int = MNIST.n_train_images
+    dataset: Dataset = MNIST
 
     @property
     def mean(self) -> float:
@@ -108,6 +116,7 @@ class Retrained:
             max(len(run.epochs) for run in self.runs),
             min(run.worst_of_last for run in self.runs),
             len(self.diverged),
+            self.dataset == MNIST,
         )
 
 
@@ -133,17 +142,22 @@ class RetrainSettings:
     chosen: Chosen
     study_name: str = "nas-mnist"
     n_seeds: int = 5
-    train_images: int = N_TRAIN_IMAGES
+    train_images: int | None = None  # None: all
     data_dir: Path = Path()
+    dataset: Dataset = MNIST  # that of the search
 
     @property
     def retrain_study(self) -> str:
         return f"{self.study_name}-retrain"
 
     @property
+    def n_train_images(self) -> int:
+        return self.train_images or self.dataset.n_train_images
+
+    @property
     def queue(self) -> Queue:
         jobs = tuple({"candidate": self.chosen.candidate.to_dict(), "seed": seed} for seed in range(self.n_seeds))
-        identity = {"dataset": DATASET, "train_images": self.train_images}
+        identity = {"dataset": self.dataset.name, "train_images": self.n_train_images}
         return Queue(self.storage, self.retrain_study, "test accuracy", identity, jobs)
 
 
@@ -176,14 +190,16 @@ def retrain(
 ) -> Retrained:
     """Train the missing seeds and return what all of them have come to.
 
-    Raises `BudgetError` for a network over the budget of the task, before anything is trained.
+    Raises `BudgetError` for a network over the budget of the task, `StudyError` for another dataset than that of the
+    search, before anything is trained.
     """
     n_parameters = count_parameters(settings.chosen.candidate.architecture)
     if n_parameters >= MAX_PARAMS:
         raise BudgetError(
             f"architecture has {n_parameters:,} parameters; the limit is {MAX_PARAMS - 1:,}: reduce a width or a block"
         )
-    prepare(settings.data_dir)
+    study.dataset_of(settings.storage, settings.study_name, settings.dataset)
+    prepare(settings.data_dir, settings.dataset)
     _split(settings)
     run_jobs(settings.queue, partial(_prepare, settings), workers, on_event)
     return load(settings.storage, settings.study_name, settings.chosen)
@@ -215,6 +231,7 @@ def load(storage: study.Storage, study_name: str, chosen: Chosen | None = None) 
         _read_weights(storage, found, complete[0]),
         tuple(job_of(trial)["seed"] for trial in own if trial not in complete),
         found.user_attrs["identity"]["train_images"],
+        study.dataset_of(storage, name),
     )
 
 
@@ -240,10 +257,10 @@ def _run(trial: FrozenTrial) -> Run:
 
 def _split(settings: RetrainSettings) -> Split:
     """All training images, and in the place of validation images the test set."""
-    images = load_train(settings.data_dir)
-    if settings.train_images != N_TRAIN_IMAGES:
-        images = search_split(images, settings.train_images).train
-    return Split(images, load_test(settings.data_dir))
+    images = load_train(settings.data_dir, settings.dataset)
+    if settings.n_train_images != len(images):
+        images = search_split(images, settings.n_train_images).train
+    return Split(images, load_test(settings.data_dir, settings.dataset))
 
 
 def _prepare(settings: RetrainSettings, device_name: str) -> Objective:

@@ -14,7 +14,8 @@ from optuna.trial import FrozenTrial
 
 from nas_mnist import space, study, zoo
 from nas_mnist.artifacts import Artifacts
-from nas_mnist.data import DATASET, N_FOLDS, SEARCH_PARTITION, Split, load_train, prepare, search_split
+from nas_mnist.data import N_FOLDS, SEARCH_PARTITION, Split, load_train, n_search_images, prepare, search_split
+from nas_mnist.datasets import MNIST, Dataset
 from nas_mnist.errors import ArchitectureError, BudgetError
 from nas_mnist.network import build, count_parameters
 from nas_mnist.space import Candidate
@@ -35,8 +36,9 @@ class SearchSettings:
     n_trials: int = 100  # trained trials in the study when it is done, earlier runs counted in
     max_params: int = MAX_PARAMS  # a network has fewer
     epochs: int = MAX_EPOCHS
-    train_images: int = 50_000
+    train_images: int | None = None  # None: all of the split
     data_dir: Path = Path()
+    dataset: Dataset = MNIST
     optimizer: str = "sgd"
     seed: int = 0
     prune: bool = True
@@ -46,10 +48,10 @@ class SearchSettings:
     @property
     def identity(self) -> study.Identity:
         return study.Identity(
-            dataset=DATASET,
+            dataset=self.dataset.name,
             max_params=self.max_params,
             epochs=self.epochs,
-            train_images=self.train_images,
+            train_images=self.train_images or n_search_images(self.dataset),
             split=f"fold 0 of {N_FOLDS}, partition {SEARCH_PARTITION}",
             optimizer=self.optimizer,
             space=space.fingerprint(self.optimizer),
@@ -84,8 +86,8 @@ def search(settings: SearchSettings, workers: list[Worker], on_event: Callable[[
     """
     start = time.perf_counter()
     check_budget(settings.max_params)
-    prepare(settings.data_dir)
-    search_split(load_train(settings.data_dir), settings.train_images)
+    prepare(settings.data_dir, settings.dataset)
+    search_split(load_train(settings.data_dir, settings.dataset), settings.train_images)
     _prepare_study(settings)
     trials = study.load(settings.storage.open(), settings.study_name).get_trials(deepcopy=False)
     on_event(None, SearchBegan(study.progress(trials).trained, next(iter(leaderboard(trials)), None)))
@@ -197,7 +199,7 @@ def reference_points(max_params: int) -> dict[str, Any]:
 def _work(settings: SearchSettings, worker: Worker, send: Send) -> None:
     """What one worker process does, from first to last."""
     device = torch.device(worker.device)
-    split = search_split(load_train(settings.data_dir), settings.train_images)
+    split = search_split(load_train(settings.data_dir, settings.dataset), settings.train_images)
     split = Split(split.train.to(device), split.val.to(device))
     shared = study.SharedStudy(
         settings.storage,

@@ -27,6 +27,7 @@ from filelock import FileLock
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
+from nas_mnist.datasets import DATASETS, MNIST, Dataset
 from nas_mnist.errors import StudyError
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 30, 120
@@ -241,6 +242,20 @@ def load(storage: RDBStorage, name: str) -> optuna.Study:
     except KeyError:
         there = ", ".join(names(storage)) or "none"
         raise StudyError(f"there is no study {name!r} in this storage (there: {there}): see --study") from None
+
+
+def dataset_of(storage: Storage, name: str, asked: Dataset | None = None) -> Dataset:
+    """The dataset of this study; if there is no such study yet, the one asked for, or else MNIST.
+
+    Raises `StudyError` if the study is of another dataset than the one asked for.
+    """
+    if (storage.path and not storage.path.exists()) or name not in names(opened := storage.open()):
+        return asked or MNIST
+    identity = load(opened, name).user_attrs.get("identity", {})
+    dataset = DATASETS[identity.get("dataset", MNIST.name)]
+    if asked:
+        _compare(name, {"dataset": dataset.name}, {"dataset": asked.name})
+    return dataset
 
 
 def find_trial(study: optuna.Study, number: int) -> FrozenTrial:

@@ -107,7 +107,7 @@ def predict(network: Network, images: Images) -> Iterator[tuple[Tensor, Tensor]]
     """Logits (B, 10) and labels (B,) of every image in order, batch by batch, in evaluation mode."""
     network.eval()
     for pixels, labels in images.batches(EVALUATION_BATCH[images.labels.device.type]):
-        yield network(normalise(pixels)), labels
+        yield network(normalise(pixels, images.normalisation)), labels
 
 
 def evaluate(network: Network, images: Images) -> tuple[float, float]:
@@ -129,7 +129,7 @@ def _train_epoch(network, recipe, images, generator, optimizer, schedule) -> tup
     for pixels, labels in images.batches(recipe.batch_size, generator):
         if len(labels) < 2:
             continue
-        logits = network(augment(pixels, recipe.augmentation, generator))
+        logits = network(augment(pixels, recipe.augmentation, images.normalisation, generator))
         loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

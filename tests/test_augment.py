@@ -4,7 +4,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as reference
 
 from nas_mnist.augment import Augmentation, affine, augment, draw_matrices, inverse_matrices, normalise
-from nas_mnist.data import MEAN, STD
+from nas_mnist.datasets import MNIST
+
+LIKE = MNIST.normalisation
 
 CASES = [  # degrees, pixels, pixels, factor, degrees
     (0, 0, 0, 1, 0),
@@ -30,7 +32,7 @@ def test_affine_is_that_of_torchvision(images, case):
         shear=[case[4], 0.0],
         interpolation=InterpolationMode.BILINEAR,
     )
-    torch.testing.assert_close(affine(pixels, matrices), (expected - MEAN) / STD, atol=5e-5, rtol=0)
+    torch.testing.assert_close(affine(pixels, matrices, LIKE), (expected - LIKE.mean) / LIKE.std, atol=5e-5, rtol=0)
 
 
 def test_each_image_is_transformed_on_its_own_within_the_ranges():
@@ -47,12 +49,12 @@ def test_each_image_is_transformed_on_its_own_within_the_ranges():
 def test_no_augmentation_is_normalisation_alone(images):
     pixels = images.pixels[:3]
     nothing = Augmentation(0, 0, 0, 0)
-    out = augment(pixels, nothing, torch.Generator())
+    out = augment(pixels, nothing, LIKE, torch.Generator())
     assert out.shape == (3, 1, 28, 28) and out.dtype == torch.float32
-    torch.testing.assert_close(out, (pixels.unsqueeze(1) / 255 - MEAN) / STD)
-    assert torch.equal(out, normalise(pixels))
+    torch.testing.assert_close(out, (pixels.unsqueeze(1) / 255 - LIKE.mean) / LIKE.std)
+    assert torch.equal(out, normalise(pixels, LIKE))
 
 
 def test_same_generator_same_images(images):
-    first, same = (augment(images.pixels[:9], Augmentation(), torch.Generator().manual_seed(4)) for _ in range(2))
+    first, same = (augment(images.pixels[:9], Augmentation(), LIKE, torch.Generator().manual_seed(4)) for _ in range(2))
     assert torch.equal(first, same)

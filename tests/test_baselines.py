@@ -34,7 +34,7 @@ def settings(tmp_path, data_dir, monkeypatch):
 
     test_images = data.load_test(data_dir)
     monkeypatch.setattr(jobs, "run_workers", in_process)
-    monkeypatch.setattr(baselines, "load_test", lambda _: test_images.part(test_images.indices[:300]))
+    monkeypatch.setattr(baselines, "load_test", lambda *_: test_images.part(test_images.indices[:300]))
     storage = Storage.parse(str(tmp_path / "s.db"))
     return BaselineSettings(storage, names=NAMES, n_seeds=2, epochs=1, train_images=200, data_dir=data_dir)
 

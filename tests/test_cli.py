@@ -221,5 +221,5 @@ def test_baselines_train_in_worker_processes_and_are_not_repeated(capsys, in_tmp
     code, out, _ = run(capsys, *command.split(), "--json")
     (result,) = json.loads(out)
     assert code == 0 and len(result["runs"]) == 1 and result["published"]["best"] == 0.99
-    trials = study.load(study.Storage.parse("studies/nas_mnist.db").open(), cli.BASELINES_STUDY).get_trials()
+    trials = study.load(study.Storage.parse("studies/nas_mnist.db").open(), "nas-mnist-baselines").get_trials()
     assert [trial.state.name for trial in trials] == ["COMPLETE"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nas_mnist import data
+from nas_mnist.datasets import Normalisation
 from nas_mnist.errors import DataError
 
 
@@ -17,8 +18,11 @@ def test_data_is_the_original_mnist(data_dir):
     assert len(test) == 10_000
     assert torch.bincount(train.labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     white = train.pixels.double() / 255
-    assert white.mean().item() == pytest.approx(data.MEAN, abs=5e-5)
-    assert white.std().item() == pytest.approx(data.STD, abs=5e-5)
+    assert white.mean().item() == pytest.approx(0.1307, abs=5e-5)
+    assert white.std().item() == pytest.approx(0.3081, abs=5e-5)
+    assert (
+        train.normalisation == test.normalisation == data.measure(train.pixels.numpy()) == Normalisation(0.1307, 0.3081)
+    )
 
 
 def test_split_is_fixed_stratified_and_disjoint(images):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from nas_mnist import figures
+from nas_mnist.datasets import MNIST
 from nas_mnist.training import EpochResult
 
 
@@ -13,7 +14,7 @@ def made(accuracies):
 
 
 def test_every_point_of_the_curves_is_within_the_axes_and_epochs_are_whole():
-    figure = figures.curves([made([0.3, 0.98, 0.995]), made([0.5, 0.99, 1.0])], "test")
+    figure = figures.curves([made([0.3, 0.98, 0.995]), made([0.5, 0.99, 1.0])], "test", target=0.994)
     figure.canvas.draw()
     for axes in figure.axes:
         low, high = sorted(axes.get_ylim())
@@ -33,7 +34,7 @@ def test_single_epoch_of_a_single_seed_is_still_to_be_seen():
 
 def test_confusion_counts_rows_as_true_and_columns_as_predicted():
     labels, predictions = torch.tensor([4, 4, 4, 9]), torch.tensor([4, 9, 9, 9])
-    axes = figures.confusion(labels, predictions).axes[0]
+    axes = figures.confusion(labels, predictions, MNIST.classes).axes[0]
     texts = {tuple(map(round, text.get_position())): text.get_text() for text in axes.texts}
     assert texts == {(4, 4): "1", (9, 4): "2", (9, 9): "1"}
     assert "2 of 4 test images wrong" in axes.get_title()

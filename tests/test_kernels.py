@@ -10,6 +10,7 @@ from torchvision.transforms.v2.functional import InterpolationMode
 from nas_mnist import kernels, network
 from nas_mnist.architecture import parse
 from nas_mnist.augment import inverse_matrices, normalise
+from nas_mnist.datasets import MNIST
 from nas_mnist.network import build
 
 SHAPES = [(16, 16, 24, 24), (7, 12, 9, 5), (3, 1, 28, 28), (2, 64, 3, 2), (9, 20, 1, 1), (1, 5, 4, 7)]
@@ -206,7 +207,7 @@ def first_losses(line: str, images, dtype=torch.float32) -> list[float]:
     optimizer = torch.optim.SGD(net.parameters(), 2e-5, momentum=0.9, nesterov=True)
     losses = []
     for pixels, labels in images.part(torch.arange(19 * 128 + 17)).batches(128):
-        loss = F.cross_entropy(net(normalise(pixels).to(dtype)), labels)
+        loss = F.cross_entropy(net(normalise(pixels, MNIST.normalisation).to(dtype)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

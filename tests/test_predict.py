@@ -13,7 +13,7 @@ from nas_mnist.errors import SolutionError
 
 @pytest.fixture(scope="module")
 def network(solution):
-    return predict.load(solution)
+    return predict.load(solution).network
 
 
 def picture(pixels, *, side=28, dark_on_light=False, place=None, mode="L"):
@@ -30,7 +30,7 @@ def test_test_images_are_prepared_to_what_they_were(data_dir, network):
     pixels, _ = test.select(torch.arange(300))
     again = torch.cat([prepare(image / 255) for image in pixels])
     with torch.no_grad():
-        same = network(again).argmax(1) == network(normalise(pixels)).argmax(1)
+        same = network(again).argmax(1) == network(normalise(pixels, test.normalisation)).argmax(1)
     assert same.float().mean() > 0.95
 
 
@@ -46,14 +46,14 @@ def test_test_images_are_prepared_to_what_they_were(data_dir, network):
     ],
 )
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_any_size_place_and_shade_gives_the_same_digit(images, network, tmp_path, how, suffix):
+def test_any_size_place_and_shade_gives_the_same_digit(images, solution, network, tmp_path, how, suffix):
     if suffix == "jpg" and how.get("mode") in ("P", "RGBA"):
         pytest.skip("JPEG has no such mode")
     path = tmp_path / f"digit.{suffix}"
     picture(images.pixels[0], **how).save(path)
-    (found,) = predict.predict(network, [str(path)])
+    (found,) = predict.predict(predict.load(solution), [str(path)])
     with torch.no_grad():
-        expected = network(normalise(images.pixels[:1])).argmax().item()
+        expected = network(normalise(images.pixels[:1], images.normalisation)).argmax().item()
     assert found.digit == expected and 0 < found.confidence <= 1 and found.error is None
 
 

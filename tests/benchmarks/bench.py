@@ -29,11 +29,13 @@ from torchvision import transforms
 from torchvision.datasets import MNIST
 
 import nas_mnist
-from nas_mnist import data, kernels
+from nas_mnist import data, datasets, kernels
 from nas_mnist.architecture import Architecture, Conv, MaxPool, parse
 from nas_mnist.augment import Augmentation, augment
 from nas_mnist.network import build
 from nas_mnist.training import Recipe, make_optimizer, train
+
+NORMALISATION = datasets.MNIST.normalisation
 
 NETWORKS = {
     "step-by-step": "c8 c16 M c8k1 c12 c16 c20 G c16k1 c10k1- | dropout=0.05",
@@ -213,7 +215,7 @@ class Reference:
                     shear=ranges.shear_degrees,
                 ),
                 transforms.ToTensor(),
-                transforms.Normalize((data.MEAN,), (data.STD,)),
+                transforms.Normalize((NORMALISATION.mean,), (NORMALISATION.std,)),
             ]
         )
         self.loader = DataLoader(MNIST(root, transform=transform), batch_size=BATCH_SIZE, shuffle=True)
@@ -287,7 +289,7 @@ class Package:
         for _ in range(SHARE_STEPS):
             pixels, labels = next(batches)
             clock.lap("data")
-            x = augment(pixels, self.recipe.augmentation, generator)
+            x = augment(pixels, self.recipe.augmentation, NORMALISATION, generator)
             clock.lap("augmentation")
             loss = F.cross_entropy(self.network(x), labels)
             clock.lap("forward")
