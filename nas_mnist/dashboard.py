@@ -17,7 +17,7 @@ import optuna
 import torch
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial
-from optuna_dashboard import save_note
+from optuna_dashboard import save_note, save_plotly_graph_object
 from optuna_dashboard.artifact import get_artifact_path
 from torch import Tensor
 
@@ -30,12 +30,14 @@ from nas_mnist.drawing import svg
 from nas_mnist.errors import DataError, StudyError
 from nas_mnist.network import build
 from nas_mnist.study import Storage
+from nas_mnist.study_figures import NothingToDraw, accuracy_against_parameters, epochs_spent, learning_curves
 from nas_mnist.training import EpochResult, predict
 from nas_mnist.trial import TrialEnded
 from nas_mnist.workers import Worker
 
 DRAWING, CURVES, MISTAKES = "network.svg", "curves.png", "misclassified.png"
 N_MISTAKES_SHOWN = 100  # a bad network has thousands
+PLOT_HEIGHT = 440  # pixels, of the dashboard's cards
 SECONDS_BETWEEN = 30  # two times of publishing; each takes about a second
 
 
@@ -93,8 +95,22 @@ def publish(storage: Storage, study_name: str, data_dir: Path) -> None:
             # Their data or weights may be on another machine: the rest is worth showing without.
             with contextlib.suppress(StudyError, DataError):
                 _draw_pictures(artifacts, kept, data_dir, dataset)
+            _save_plots(found, trials)
         _write_trial_notes(artifacts, trials)
         save_note(found, _study_note(artifacts, trials, best))
+
+
+def _save_plots(found: optuna.Study, trials: list[FrozenTrial]) -> None:
+    identity = found.user_attrs["identity"]
+    plots = {
+        "accuracy against parameters": lambda: accuracy_against_parameters(trials, identity["max_params"]),
+        "learning curves of the best ten": lambda: learning_curves(trials),
+        "epochs spent": lambda: epochs_spent(trials, identity["epochs"]),
+    }
+    for title, draw in plots.items():
+        with contextlib.suppress(NothingToDraw):
+            figure = draw().update_layout(title=title[0].upper() + title[1:], margin_t=60, height=PLOT_HEIGHT)
+            save_plotly_graph_object(found, figure, graph_object_id=title.replace(" ", "-"))
 
 
 def _drop_files(artifacts: Artifacts, trials: list[FrozenTrial], kept: tuple[FrozenTrial, ...]) -> None:
