@@ -23,6 +23,8 @@ SECTIONS = """# {title}
 
 ## Use
 
+To draw digits and watch the network, open `demo.html` in a browser; it needs nothing else and loads nothing.
+
 In Python, with torch alone (`model.py` and `weights.safetensors`):
 
 ```python

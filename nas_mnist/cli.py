@@ -651,7 +651,7 @@ def _chosen(arguments, storage):
     return retrain.Chosen(Candidate(zoo.resolve(arguments.architecture), recipe))
 
 
-# --- export, predict, evaluate ---------------------------------------------------------------------------------------
+# --- export, predict, evaluate, demo ---------------------------------------------------------------------------------
 
 
 def _add_export(commands) -> None:
@@ -676,7 +676,8 @@ def _export(arguments) -> int:
     source = export.Source.find(storage, arguments.study)
     record = export.export(retrained, source, _data_dir(arguments), arguments.out, force=arguments.force)
     print(f"{arguments.out}: {record['n_parameters']:,} parameters, {record['test_accuracy']:.2%} of the test set")
-    print(f"next: nas-mnist predict {shlex.quote(str(arguments.out))} IMAGE")
+    folder = shlex.quote(str(arguments.out))
+    print(f"next: nas-mnist predict {folder} IMAGE\n      nas-mnist demo {folder}")
     return 0
 
 
@@ -718,6 +719,26 @@ def _evaluate(arguments) -> int:
     return 0
 
 
+def _add_demo(commands) -> None:
+    parser = _command(commands, "demo", _demo, "draw digits in a browser, with an exported folder")
+    parser.add_argument(
+        "solution",
+        type=Path,
+        nargs="?",
+        default=Path("solution"),
+        metavar="FOLDER",
+        help="that `nas-mnist export` wrote (default: %(default)s)",
+    )
+
+
+def _demo(arguments) -> int:
+    from nas_mnist import demo
+
+    path, opened = demo.open_page(arguments.solution)
+    print(path if opened else f"{path}\nno browser was found here: open this file in one")
+    return 0
+
+
 COMMANDS = (
     _add_search,
     _add_show,
@@ -730,4 +751,5 @@ COMMANDS = (
     _add_export,
     _add_predict,
     _add_evaluate,
+    _add_demo,
 )

@@ -1,4 +1,4 @@
-"""The solution as a folder that anyone can use without this package: module, weights, ONNX, model card, figures.
+"""The solution as a folder that anyone can use without this package: module, weights, ONNX, page, model card, figures.
 
 The folder is made under another name beside its place and put there when it is whole. Nothing goes out that was not
 checked: the weights classify as many test images as retraining saw, and the generated module and the ONNX file give the
@@ -32,7 +32,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from nas_mnist import card, figures, study
+from nas_mnist import card, demo, figures, study
 from nas_mnist.augment import augment, normalise
 from nas_mnist.codegen import generate, weight_names
 from nas_mnist.data import Images, checksums, load_test, load_train, prepare
@@ -107,7 +107,7 @@ def export(retrained: Retrained, source: Source, data_dir: Path, out: Path, *, f
     _check_accuracy(retrained, judged)
     try:
         with _folder_beside(out) as temporary:
-            record = _write(retrained, source, judged, data_dir, temporary)
+            record = _write(retrained, network, source, judged, data_dir, temporary)
             _put_in_place(temporary, out, force)
     except OSError as error:
         reason = error.strerror or error
@@ -127,12 +127,15 @@ def _folder_beside(out: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write(retrained: Retrained, source: Source, judged: Judged, data_dir: Path, folder: Path) -> dict[str, Any]:
+def _write(
+    retrained: Retrained, network: Network, source: Source, judged: Judged, data_dir: Path, folder: Path
+) -> dict[str, Any]:
     model = _write_model(retrained, judged, folder)
     _write_onnx(model, judged, folder / ONNX)
     _write_figures(retrained, judged, load_train(data_dir, retrained.dataset), folder / "figures")
     record = _record(retrained, source, judged, checksums(data_dir, retrained.dataset))
     (folder / CARD).write_text(card.model_card(retrained, record), encoding="utf-8")
+    (folder / demo.PAGE).write_text(demo.page(network, record, judged.images, judged.predictions), encoding="utf-8")
     record["sha256"] = {p.relative_to(folder).as_posix(): _sha256(p) for p in _files(folder)}
     record = seal(record)
     (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -54,10 +54,7 @@ def load(folder: Path) -> Solution:
 
     Raises `SolutionError` if a file is missing, damaged, or not the one that was exported.
     """
-    record = _read_record(folder)
-    content = _read(folder / WEIGHTS)
-    if hashlib.sha256(content).hexdigest() != record["sha256"][WEIGHTS]:
-        raise SolutionError(f"{folder / WEIGHTS} is not the file that was exported: export the solution again")
+    record, content = _read_record(folder), read_exported(folder, WEIGHTS)
     try:
         architecture = parse(record["architecture"])
         network = build(architecture, seed=0)
@@ -69,6 +66,20 @@ def load(folder: Path) -> Solution:
         reason = str(error).splitlines()[0]
         raise SolutionError(f"{folder} is damaged ({reason}): export the solution again") from error
     return Solution(network.eval(), dataset, normalisation)
+
+
+def read_exported(folder: Path, name: str) -> bytes:
+    """The content of a file of an exported folder.
+
+    Raises `SolutionError` if it is missing, or not the one that was exported.
+    """
+    record = _read_record(folder)
+    if name not in record["sha256"]:
+        raise SolutionError(f"{folder} was exported without {name}: export the solution again")
+    content = _read(folder / name)
+    if hashlib.sha256(content).hexdigest() != record["sha256"][name]:
+        raise SolutionError(f"{folder / name} is not the file that was exported: export the solution again")
+    return content
 
 
 def seal(record: dict[str, Any]) -> dict[str, Any]:

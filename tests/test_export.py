@@ -23,7 +23,7 @@ from nas_mnist.export import Source
 from nas_mnist.predict import accuracy_on_test_set
 
 SOURCE = Source("studies/x.db", "nas-mnist", 100)
-FILES = ["README.md", "model.onnx", "model.py", "weights.safetensors"]
+FILES = ["README.md", "demo.html", "model.onnx", "model.py", "weights.safetensors"]
 FIGURES = ["augmented", "confusion", "curves", "misclassified", "samples"]
 
 
