@@ -5,6 +5,7 @@ A domain error becomes one line on stderr and exit code 2. Only the standard lib
 """
 
 import argparse
+import io
 import json
 import os
 import shlex
@@ -13,7 +14,8 @@ import warnings
 from pathlib import Path
 
 from nas_mnist.datasets import DATASETS, MNIST
-from nas_mnist.errors import NasMnistError
+from nas_mnist.errors import NasMnistError, explain, shown
+from nas_mnist.signals import stopped_once
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
 
 DEFAULT_STORAGE = "studies/nas_mnist.db"
@@ -23,28 +25,46 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage above it."""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: {message}: see `{self.prog} --help`\n")
+        self.exit(2, f"{self.prog}: {shown(message)}: see `{self.prog} --help`\n")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 for a verdict of no, 2 for bad input, 130 when stopped by Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name, or a terminal, that is not of this encoding
     arguments = build_parser().parse_args(argv)
     if "study" in arguments and arguments.study is None:
         arguments.study = _default_study(arguments)
-    arguments.command_line = shlex.join(["nas-mnist", *argv])
     warnings.filterwarnings("ignore", category=FutureWarning)  # Optuna's notes on experimental functions
-    try:
-        return arguments.run(arguments) or 0
-    except NasMnistError as error:
-        print(f"nas-mnist: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("nas-mnist: stopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `nas-mnist show | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    with stopped_once(for_good=True):
+        try:
+            return arguments.run(arguments) or 0
+        except KeyboardInterrupt:
+            _say_stopped(argv, arguments.goes_on)
+            return 130
+        except BrokenPipeError:  # `nas-mnist show | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except Exception as error:
+            return _say_error(error)
+
+
+def _say_stopped(argv: list[str], goes_on: bool) -> None:
+    how = f"; what was finished is kept. To go on:\n  {shown(shlex.join(['nas-mnist', *argv]))}" if goes_on else ""
+    print(f"nas-mnist: stopped{how}", file=sys.stderr)
+
+
+def _say_error(error: Exception) -> int:
+    """One line about what the user or the machine did; anything else is a bug, and raised again."""
+    message = str(error) if isinstance(error, NasMnistError) else explain(error)
+    if message is None:
+        raise error
+    for note in getattr(error, "__notes__", ()):  # a worker's traceback
+        print(*map(shown, note.splitlines()), sep="\n", file=sys.stderr)
+    print(f"nas-mnist: {shown(message)}", file=sys.stderr)
+    return 2
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -64,10 +84,10 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _command(commands, name: str, run, help: str) -> argparse.ArgumentParser:
-    """A new command with the options that every command has."""
+def _command(commands, name: str, run, help: str, *, goes_on: bool = False) -> argparse.ArgumentParser:
+    """A new command. If it was stopped and `goes_on`, giving it once more does what is left."""
     parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, goes_on=goes_on)
     return parser
 
 
@@ -146,7 +166,11 @@ def _dataset_of(storage, study_name: str, arguments):
 
 def _add_search(commands) -> None:
     parser = _command(
-        commands, "search", _search, "search for the best network; the same command goes on where it stopped"
+        commands,
+        "search",
+        _search,
+        "search for the best network; the same command goes on where it stopped",
+        goes_on=True,
     )
     parser.add_argument(
         "--trials",
@@ -226,14 +250,9 @@ def _search(arguments) -> int:
     )
     workers = plan_workers(arguments.workers, arguments.devices)
     console = Console()
-    try:
-        with display.SearchDisplay(
-            console, settings, workers, quiet=arguments.quiet, verbose=arguments.verbose
-        ) as show:
-            publisher = dashboard.Publisher(settings.storage, settings.study_name, settings.data_dir)
-            summary = search.search(settings, workers, _to_both(show, publisher))
-    except KeyboardInterrupt:
-        return _stopped(arguments)
+    with display.SearchDisplay(console, settings, workers, quiet=arguments.quiet, verbose=arguments.verbose) as show:
+        publisher = dashboard.Publisher(settings.storage, settings.study_name, settings.data_dir)
+        summary = search.search(settings, workers, _to_both(show, publisher))
     dashboard.publish(settings.storage, settings.study_name, settings.data_dir)
     display.print_summary(console, settings, summary)
     console.print(f"\n{_next_steps(arguments)}", highlight=False, soft_wrap=True)
@@ -257,7 +276,7 @@ def _next_steps(arguments) -> str:
 
 def _place(arguments) -> str:
     """The options that the next command needs to find this study."""
-    place = "" if arguments.storage == DEFAULT_STORAGE else f" --storage {shlex.quote(arguments.storage)}"
+    place = "" if arguments.storage == DEFAULT_STORAGE else f" --storage {shown(shlex.quote(arguments.storage))}"
     return place + ("" if arguments.study == MNIST.study else f" --study {shlex.quote(arguments.study)}")
 
 
@@ -455,6 +474,7 @@ def _add_baselines(commands) -> None:
         "baselines",
         _baselines,
         "train the reference systems with one recipe on all images, and compare with what was published",
+        goes_on=True,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="reference systems (default: all ten)")
     parser.add_argument(
@@ -493,11 +513,8 @@ def _baselines(arguments) -> int:
         dataset=_dataset(arguments),
     )
     workers = plan_workers(arguments.workers, arguments.devices)
-    try:
-        with display.JobDisplay(Console(stderr=arguments.json), settings.epochs) as show:
-            results = baselines.train_baselines(settings, workers, show)
-    except KeyboardInterrupt:
-        return _stopped(arguments)
+    with display.JobDisplay(Console(stderr=arguments.json), settings.epochs) as show:
+        results = baselines.train_baselines(settings, workers, show)
     if arguments.json:
         print(json.dumps([report.baseline_values(result) for result in results], indent=2, ensure_ascii=False))
         return 0
@@ -516,7 +533,11 @@ def _baselines(arguments) -> int:
 
 def _add_confirm(commands) -> None:
     parser = _command(
-        commands, "confirm", _confirm, "train the best candidates again on fresh folds and seeds, and rank them"
+        commands,
+        "confirm",
+        _confirm,
+        "train the best candidates again on fresh folds and seeds, and rank them",
+        goes_on=True,
     )
     parser.add_argument(
         "--top", type=_at_least(1), default=8, metavar="N", help="candidates of the search (default: %(default)s)"
@@ -555,11 +576,8 @@ def _confirm(arguments) -> int:
         dataset=_dataset_of(storage, arguments.study, arguments),
     )
     workers = plan_workers(arguments.workers, arguments.devices)
-    try:
-        with display.JobDisplay(Console(stderr=arguments.json), len(settings.pairs) * MAX_EPOCHS) as show:
-            ranking = confirm.confirm(settings, workers, show)
-    except KeyboardInterrupt:
-        return _stopped(arguments)
+    with display.JobDisplay(Console(stderr=arguments.json), len(settings.pairs) * MAX_EPOCHS) as show:
+        ranking = confirm.confirm(settings, workers, show)
     if arguments.json:
         print(json.dumps([confirmed.to_dict() for confirmed in ranking], indent=2))
         return 0
@@ -574,17 +592,16 @@ def _confirm(arguments) -> int:
     return 0
 
 
-def _stopped(arguments) -> int:
-    print(f"stopped; what was finished is kept. To go on:\n  {arguments.command_line}", file=sys.stderr)
-    return 130
-
-
 # --- retrain ---------------------------------------------------------------------------------------------------------
 
 
 def _add_retrain(commands) -> None:
     parser = _command(
-        commands, "retrain", _retrain, "train the confirmed winner on all training images, and meet the test set"
+        commands,
+        "retrain",
+        _retrain,
+        "train the confirmed winner on all training images, and meet the test set",
+        goes_on=True,
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--trial", type=_at_least(0), metavar="N", help="this trial of the search instead")
@@ -624,11 +641,8 @@ def _retrain(arguments) -> int:
             f"--check judges the task, which is one of MNIST, not of {settings.dataset.name}: leave it out"
         )
     workers = plan_workers(arguments.workers, arguments.devices)
-    try:
-        with display.JobDisplay(Console(stderr=arguments.json), settings.chosen.candidate.recipe.epochs) as show:
-            retrained = retrain.retrain(settings, workers, show)
-    except KeyboardInterrupt:
-        return _stopped(arguments)
+    with display.JobDisplay(Console(stderr=arguments.json), settings.chosen.candidate.recipe.epochs) as show:
+        retrained = retrain.retrain(settings, workers, show)
     if arguments.json:
         print(json.dumps(report.retrained_values(retrained), indent=2, ensure_ascii=False))
     else:

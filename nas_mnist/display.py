@@ -76,9 +76,7 @@ class SearchDisplay:
                 self._end(self._lines[worker.index], event)
                 self._lines[worker.index] = _Line()
             case WorkerDied():
-                self._say(
-                    f"worker {worker.index} died ({event.reason}) and is started again; its trial is queued again"
-                )
+                self._say(f"{died(worker, event)}; its trial is queued again")
                 self._lines[worker.index] = _Line()
         self._progress.update(self._task, completed=self._n_trained, left=self._time_left())
 

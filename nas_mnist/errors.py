@@ -9,8 +9,13 @@
     ├── StudyError             a database or study that cannot be opened or must not be mixed
     └── TrainingDiverged       a loss that is not finite
 
-The command line prints the message of any of them and exits with code 2.
+The command line prints the message of any of them and exits with code 2; and that of `explain`, for what the machine
+itself cannot do.
 """
+
+import errno
+import re
+from collections.abc import Iterator
 
 
 class NasMnistError(Exception):
@@ -43,3 +48,52 @@ class StudyError(NasMnistError):
 
 class TrainingDiverged(NasMnistError):
     """The loss stopped being finite; the candidate is worthless, the search goes on."""
+
+
+FULL = "the disk is full: make room, and the same command goes on; what was finished is kept"
+LOCKED = "another program has kept the database locked for too long: close it, and the same command goes on"
+NO_MEMORY = "there was not enough memory: the same command goes on, with fewer --workers if it happens again"
+BROKEN = "the database cannot be read or written any more ({}): see to its disk, and the same command goes on"
+
+# What SQLite, PyTorch and safetensors say of it; they have no errors of their own for these.
+_TEXTS = {
+    "database or disk is full": FULL,
+    "No space left on device": FULL,
+    "database is locked": LOCKED,
+    "can't allocate memory": NO_MEMORY,
+    "disk I/O error": BROKEN.format("SQLite says: disk I/O error; a full disk does that too"),
+    "unable to open database file": BROKEN.format("SQLite cannot open it; a full disk does that too"),
+    "database disk image is malformed": BROKEN.format("SQLite says: it is malformed"),
+}
+
+
+def explain(error: BaseException) -> str | None:
+    """One line about an error of the machine (memory, disk, database) and what to do; None for any other error."""
+    for cause in _chain(error):
+        if isinstance(cause, MemoryError):
+            return NO_MEMORY
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return FULL
+        for text, message in _TEXTS.items():
+            if text in str(cause):
+                return message
+    return None
+
+
+def shown(text: str) -> str:
+    """The text as people may see it: on one line, with escapes for what a terminal would obey, without passwords."""
+    text = re.sub(r"(?s)(://[^:/@\s]*):.*@", r"\1:***@", text)  # a password may hold anything: rather too much
+    text = re.sub(r"(?i)(\w*pass\w*=)[^&\s'\"]+", r"\1***", text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def is_final(explanation: str | None) -> bool:
+    """Whether trying again cannot help before somebody has seen to it."""
+    return explanation == FULL
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it came from; libraries raise their own while they handle the first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

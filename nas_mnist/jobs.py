@@ -13,6 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from nas_mnist import study
+from nas_mnist.signals import stopped_once
 from nas_mnist.trial import work_off
 from nas_mnist.workers import Send, Worker, run_workers
 
@@ -72,13 +73,14 @@ def run_jobs(
     n_done = len(finished(found, queue.jobs))
     n_left = len(queue.jobs) - n_done
     on_event(None, JobsBegan(n_left, n_done))
-    try:
-        if n_left:
-            work = partial(_work, queue, prepare, pruner or optuna.pruners.NopPruner())
-            run_workers(work, workers[:n_left], on_event)
-    finally:
-        with queue.storage.lock():
-            study.recover(found)
+    with stopped_once():
+        try:
+            if n_left:
+                work = partial(_work, queue, prepare, pruner or optuna.pruners.NopPruner())
+                run_workers(work, workers[:n_left], on_event)
+        finally:
+            with queue.storage.lock():
+                study.recover(found)
     return finished(found, queue.jobs)
 
 
@@ -91,7 +93,7 @@ def finished(found: optuna.Study, jobs: Iterable[Job]) -> list[FrozenTrial]:
 
 def job_of(trial: FrozenTrial) -> Job | None:
     """The job a trial stands for; it is written down when the trial is queued, before any parameter is drawn."""
-    return trial.user_attrs.get("job")
+    return trial.user_attrs.get(study.JOB)
 
 
 def _work(queue: Queue, prepare: Callable[[str], Objective], pruner, worker: Worker, send: Send) -> None:
@@ -105,7 +107,7 @@ def _work(queue: Queue, prepare: Callable[[str], Objective], pruner, worker: Wor
         worker=worker.index,
         pruner=pruner,
     )
-    work_off(shared, lambda trial, send: objective(trial, trial.user_attrs["job"], send), send)
+    work_off(shared, lambda trial, send: objective(trial, trial.user_attrs[study.JOB], send), send)
 
 
 def _queue_next(found: optuna.Study, jobs: Iterable[Job]) -> int:
@@ -117,6 +119,6 @@ def _queue_next(found: optuna.Study, jobs: Iterable[Job]) -> int:
     taken = [job_of(trial) for trial in found.get_trials(deepcopy=False, states=standing)]
     for job in jobs:
         if job not in taken:
-            found.enqueue_trial({}, user_attrs={"job": job})
+            found.enqueue_trial({}, user_attrs={study.JOB: job})
             return 1
     return 0

@@ -245,7 +245,7 @@ def _nothing_retrained(chosen: Chosen | None, diverged: list[FrozenTrial]) -> St
 def _last_chosen(ended: list[FrozenTrial]) -> Chosen | None:
     if not ended:
         return None
-    last = max(ended, key=lambda trial: trial.datetime_complete)
+    last = max(ended, key=lambda trial: trial.number)  # not by its time: the clock may have been set
     return Chosen(Candidate.from_dict(job_of(last)["candidate"]), **last.user_attrs.get("chosen", {}))
 
 

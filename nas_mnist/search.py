@@ -18,6 +18,7 @@ from nas_mnist.data import N_FOLDS, SEARCH_PARTITION, Split, load_train, n_searc
 from nas_mnist.datasets import MNIST, Dataset
 from nas_mnist.errors import ArchitectureError, BudgetError
 from nas_mnist.network import build, count_parameters
+from nas_mnist.signals import stopped_once
 from nas_mnist.space import Candidate
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
 from nas_mnist.training import Recipe, final_accuracy
@@ -98,11 +99,12 @@ def search(settings: SearchSettings, workers: list[Worker], on_event: Callable[[
             times.append(event)
         on_event(worker, event)
 
-    try:
-        run_workers(partial(_work, settings), workers, note)
-    finally:
-        with settings.storage.lock():
-            study.recover(study.load(settings.storage.open(), settings.study_name))
+    with stopped_once():
+        try:
+            run_workers(partial(_work, settings), workers, note)
+        finally:
+            with settings.storage.lock():
+                study.recover(study.load(settings.storage.open(), settings.study_name))
     return summarise(settings, time.perf_counter() - start, times)
 
 

@@ -28,7 +28,7 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
 from nas_mnist.datasets import DATASETS, MNIST, Dataset
-from nas_mnist.errors import StudyError
+from nas_mnist.errors import StudyError, explain, shown
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 30, 120
 MAX_RETRIES = 2  # of a trial whose process was killed
@@ -37,6 +37,7 @@ POLL_SECONDS = 0.5
 
 CONSTRAINT = "parameters"  # parameters − (limit − 1); feasible when ≤ 0
 OWNER = "worker"  # user attribute: host, process and its start, as `_owner` writes them
+JOB = "job"  # user attribute of a trial that does what is known beforehand; see `jobs`
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,12 @@ class Storage:
     @staticmethod
     def parse(text: str) -> "Storage":
         """From a SQLAlchemy URL, or the path of an SQLite file. Raises `StudyError` if it is neither."""
-        if "://" not in text:
-            text = f"sqlite:///{text}"
         try:
+            if "://" not in text:  # a file may be called what it likes: ?, # and % have a meaning in a URL
+                text = sqlalchemy.URL.create("sqlite", database=text).render_as_string()
             url = sqlalchemy.make_url(text)
             # A database in memory would be another one in every process.
-            named = url.get_backend_name() != "sqlite" or url.database not in (None, "", ":memory:")
+            named = url.get_backend_name() != "sqlite" or not (url.database or ":memory:").startswith((":", "file:"))
         except (sqlalchemy.exc.ArgumentError, ValueError):
             named = False
         if not named:
@@ -76,7 +77,7 @@ class Storage:
         return Storage(text)
 
     def __str__(self) -> str:
-        return self.path.as_posix() if self.path else self._parsed.render_as_string(hide_password=True)
+        return self.path.as_posix() if self.path else shown(self._parsed.render_as_string(hide_password=True))
 
     @property
     def _parsed(self) -> sqlalchemy.URL:
@@ -98,31 +99,47 @@ class Storage:
 
         Without `create`, a missing SQLite file is an error and nothing is written.
         """
-        if self.path:
-            _check_sqlite_file(self.path, create)
         optuna.logging.set_verbosity(optuna.logging.ERROR)  # its log would run through the display
         try:
-            with experimental():
-                storage = RDBStorage(
-                    self.url,
-                    engine_kwargs={"connect_args": {"timeout": LOCK_TIMEOUT_SECONDS}}
-                    if self.path
-                    else {"pool_pre_ping": True},
-                    heartbeat_interval=HEARTBEAT_SECONDS,
-                    grace_period=GRACE_SECONDS,
-                    heartbeat_stale_trial_callback=_retry,
-                )
+            if self.path and not _is_database(self.path):
+                self._create_file(create)
+            storage = self._connect(self.url, make_tables=self.path is None)
         except (ModuleNotFoundError, sqlalchemy.exc.NoSuchModuleError, ImportError) as error:
             raise StudyError(
                 f"the driver of storage {self} is not installed: pip install 'nas-mnist[postgresql]', or use SQLite"
             ) from error
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError, OSError) as error:
-            raise StudyError(
-                f"storage {self} must be a database that Optuna can open; {_reason(error)}: see --storage"
-            ) from error
+            advice = explain(error) or f"it must be a database that Optuna can open; {_reason(error)}: see --storage"
+            raise StudyError(f"storage {self}: {advice}") from error
         if self.path:
             _make_sqlite_fast(storage)
         return storage
+
+    def _connect(self, url: str, *, make_tables: bool) -> RDBStorage:
+        with experimental():
+            return _Storage(
+                url.replace("{", "{{").replace("}", "}}"),  # it is a template of Optuna's
+                engine_kwargs={"connect_args": {"timeout": LOCK_TIMEOUT_SECONDS}}
+                if self.path
+                else {"pool_pre_ping": True},
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=GRACE_SECONDS,
+                skip_table_creation=not make_tables,
+            )
+
+    def _create_file(self, create: bool) -> None:
+        """Optuna makes table after table; in a file of another name, so that whoever is killed leaves none or all."""
+        if not create:
+            raise StudyError(
+                f"there is no study database at {self.path}: run `nas-mnist search` first, or name one with --storage"
+            )
+        _make_parent(self.path)
+        place = self.path.resolve()  # through a link
+        with self.lock(), tempfile.TemporaryDirectory(prefix=f".{place.name[:50]}-", dir=place.parent) as folder:
+            if not _is_database(self.path):
+                new = Path(folder, "new.db")
+                self._connect(Storage.parse(str(new)).url, make_tables=True).engine.dispose()
+                new.replace(place)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -151,29 +168,52 @@ with experimental():
     _retry = RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)
 
 
-def _check_sqlite_file(path: Path, create: bool) -> None:
-    """Optuna would write its tables into any SQLite file; refuse one that is another program's before it does."""
+class _Storage(RDBStorage):
+    """Heartbeats are for other hosts; on this one a process tells by itself that it lives, whatever the clock says.
+
+    The clock jumps when it is set and when a machine has slept; the trials of living workers would be taken from them.
+    """
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        with contextlib.suppress(optuna.exceptions.StorageInternalError):  # the next one is soon
+            super().record_heartbeat(trial_id)
+
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        stale = super()._get_stale_trial_ids(study_id)
+        return [id for id in stale if not _is_of_this_host(self.get_trial(id))]
+
+
+def _is_database(path: Path) -> bool:
+    """False for a file that is missing or empty. Raises `StudyError` for one that is another program's, or damaged.
+
+    Optuna would write its tables into any SQLite file.
+    """
     if not path.exists() or path.stat().st_size == 0:
-        if not create:
-            raise StudyError(
-                f"there is no study database at {path}: run `nas-mnist search` first, or name one with --storage"
-            )
-        _make_parent(path)
-        return
+        return False
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        uri = f"{path.absolute().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=LOCK_TIMEOUT_SECONDS)) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            connection.execute("SELECT count(*) FROM studies").fetchone() if "studies" in tables else None
+            is_optunas = tables >= _OPTUNAS and all(
+                connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] or name in ("studies", "trials")
+                for name in _OPTUNAS
+            )
     except sqlite3.Error as error:
         raise StudyError(
             f"{path} must be an Optuna database; SQLite says: {error}: name another with --storage"
         ) from error
-    if tables and not {"studies", "trials", "version_info"} <= tables:
+    if tables and not is_optunas:
         raise StudyError(
             f"{path} must be an Optuna database, and is one of another program: name another with --storage"
         )
-    if not os.access(path, os.W_OK):
-        raise StudyError(f"{path} must be writable: change its permissions or name another with --storage")
+    if not (os.access(path, os.W_OK) and os.access(path.absolute().parent, os.W_OK)):
+        raise StudyError(
+            f"{path} and its folder must be writable: change their permissions or name another with --storage"
+        )
+    return bool(tables)
+
+
+_OPTUNAS = {"studies", "trials", "version_info", "alembic_version"}  # tables; the last two are never empty
 
 
 def _make_parent(path: Path) -> None:
@@ -336,7 +376,8 @@ class SharedStudy(optuna.Study):
     def __init__(
         self, storage: Storage, name: str, *, demand: Callable[[Progress], int], seed: int, worker: int, pruner
     ):
-        super().__init__(name, storage.open(), pruner=pruner)
+        self._opened = storage.open()
+        super().__init__(name, self._opened, pruner=pruner)
         self._lock = storage.lock
         self._demand = demand
         self.waited_seconds = 0.0  # for trials of other workers, at the end
@@ -351,6 +392,7 @@ class SharedStudy(optuna.Study):
                 now = progress(self.get_trials(deepcopy=False))
                 if self._demand(now) > 0:
                     trial = super().ask(fixed_distributions)
+                    self._opened.record_heartbeat(trial._trial_id)  # before the owner: a trial without one is an orphan
                     trial.set_user_attr(OWNER, _owner())
                     return trial
             if now.running == 0:
@@ -372,13 +414,43 @@ def work_off(
 def recover(study: optuna.Study) -> int:
     """Fail the running trials whose process on this host is gone, queue them again, and say how many there were.
 
-    The caller holds the storage's lock. Trials of other hosts are left to Optuna's heartbeat.
+    The caller holds the storage's lock. Trials of other hosts are failed by Optuna's heartbeat.
     """
     orphans = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if _is_orphan(trial)]
     for trial in orphans:
-        study.tell(trial.number, state=TrialState.FAIL)
-        _retry(study, copy.deepcopy(trial))  # it writes into the trial, which is the storage's own copy
+        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+    _queue_failed_again(study)
     return len(orphans)
+
+
+def _queue_failed_again(study: optuna.Study) -> None:
+    """Queue the failed trials that were not yet, whoever failed them: we, the heartbeat, an error; at most twice each.
+
+    Who is killed between failing a trial and queueing it leaves that to the next who comes here.
+    """
+    trials = study.get_trials(deepcopy=False)
+    tried_again = {_retry_history(trial)[-1] for trial in trials if _retry_history(trial)}
+    jobs = [trial.user_attrs[JOB] for trial in trials if JOB in trial.user_attrs and trial.state != TrialState.FAIL]
+    for trial in trials:
+        if (
+            trial.state == TrialState.FAIL
+            and trial.number not in tried_again
+            and len(_retry_history(trial)) < MAX_RETRIES
+            and trial.user_attrs.get(JOB) not in jobs
+        ):
+            _retry(study, _without_traces(trial))
+
+
+def _retry_history(trial: FrozenTrial) -> list[int]:
+    """The numbers of the failed trials that this one repeats, as `_retry` writes them."""
+    return trial.system_attrs.get("retry_history", [])
+
+
+def _without_traces(trial: FrozenTrial) -> FrozenTrial:
+    """A copy without its owner, and without the files it may not have finished writing."""
+    trial = copy.deepcopy(trial)
+    trial.user_attrs = {key: value for key, value in trial.user_attrs.items() if key != OWNER}
+    return trial
 
 
 def _owner() -> list[Any]:
@@ -388,15 +460,20 @@ def _owner() -> list[Any]:
 def _is_orphan(trial: FrozenTrial) -> bool:
     if OWNER not in trial.user_attrs:
         return True  # `ask` writes the owner under the lock that we hold: it died in between
-    host, pid, started = trial.user_attrs[OWNER]
-    return host == socket.gethostname() and _started(pid) != started
+    _, pid, started = trial.user_attrs[OWNER]
+    return _is_of_this_host(trial) and _started(pid) != started
+
+
+def _is_of_this_host(trial: FrozenTrial) -> bool:
+    return trial.user_attrs.get(OWNER, [None])[0] == socket.gethostname()
 
 
 def _started(pid: int) -> float | None:
     """When a process started, to tell it from a later one of the same number; None if there is no such process."""
     try:
         if psutil.LINUX:  # ticks since boot: unlike psutil's time of day they stay the same when the clock is set
-            return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+            state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return None if state in "ZX" else float(fields[18])  # killed, and its parent has not asked after it yet
         return psutil.Process(pid).create_time()
     except (psutil.NoSuchProcess, OSError):
         return None

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from nas_mnist.errors import DeviceError, NasMnistError
+from nas_mnist.errors import DeviceError, NasMnistError, explain, is_final
+from nas_mnist.signals import blocked_for_children, stopped_once
 
 MAX_RESTARTS = 3  # of one worker, without progress in between
 STOP_SECONDS = 5
@@ -44,7 +45,7 @@ class WorkerDied:
 
 
 class WorkerFailed(NasMnistError):
-    """A worker kept dying; the message says why."""
+    """A worker kept dying; the message says why, and a traceback that it left is a note of the error."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def run_workers(
     """
     context = multiprocessing.get_context("spawn")
     running = []
-    with _sigterm_as_interrupt():
+    with stopped_once():
         try:
             running = [_start(context, work, worker, 0) for worker in workers]
             while running:
@@ -149,14 +150,23 @@ def _replace(context, work, process: _Process, on_event) -> list[_Process]:
         reason = f"exit code {process.process.exitcode}"
     on_event(process.worker, WorkerDied(reason))
     if process.restarts >= MAX_RESTARTS:
-        raise WorkerFailed(f"worker {process.worker.index} died {MAX_RESTARTS + 1} times in a row: {reason}")
+        raise _hopeless(process.worker, reason)
     return [_start(context, work, process.worker, process.restarts + 1)]
+
+
+def _hopeless(worker: Worker, reason: str) -> WorkerFailed:
+    *_, last = reason.splitlines()
+    error = WorkerFailed(f"worker {worker.index} died {MAX_RESTARTS + 1} times in a row: {last}")
+    if reason != last:
+        error.add_note(reason)
+    return error
 
 
 def _start(context, work, worker: Worker, restarts: int) -> _Process:
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_main, args=(work, worker, sending), name=f"nas-mnist worker {worker.index}")
-    process.start()
+    with blocked_for_children():  # Ctrl-C reaches the whole group; the parent decides
+        process.start()
     sending.close()  # so that the end of the worker is the end of the pipe
     return _Process(worker, process, receiving, restarts)
 
@@ -173,7 +183,6 @@ def _stop(running: list[_Process]) -> None:
 
 
 def _main(work, worker: Worker, connection: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _end_with_parent()
     if worker.device == "cpu":
@@ -185,10 +194,15 @@ def _main(work, worker: Worker, connection: Connection) -> None:
     except BrokenPipeError:
         raise SystemExit(1) from None
     except Exception as error:
-        user_error = isinstance(error, NasMnistError)
-        message = str(error) if user_error else traceback.format_exc().strip()
-        connection.send(_Failure(message, final=user_error))
+        connection.send(_failure(error))
         raise SystemExit(1) from None
+
+
+def _failure(error: Exception) -> _Failure:
+    if isinstance(error, NasMnistError):
+        return _Failure(str(error), final=True)
+    explanation = explain(error)
+    return _Failure(explanation or traceback.format_exc().strip(), is_final(explanation))
 
 
 def _end_with_parent() -> None:
@@ -200,20 +214,3 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-class _sigterm_as_interrupt:
-    """Slurm and Kubernetes send SIGTERM; it means what Ctrl-C means."""
-
-    def __enter__(self):
-        self._in_main_thread = threading.current_thread() is threading.main_thread()
-        if self._in_main_thread:
-            self._previous = signal.signal(signal.SIGTERM, self._interrupt)
-
-    def __exit__(self, *_):
-        if self._in_main_thread:
-            signal.signal(signal.SIGTERM, self._previous)
-
-    @staticmethod
-    def _interrupt(signal_number, frame):
-        raise KeyboardInterrupt
