@@ -212,7 +212,8 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _download(dataset: Dataset, data_dir: Path, root: Path) -> None:
-    print(f"downloading {dataset.title} …", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():  # it may take minutes, and torchvision's own progress bars would run through the display
+        print(f"downloading {dataset.title} …", file=sys.stderr, flush=True)
     try:
         for train in (True, False):
             _torchvision(dataset, root, train, download=True)
@@ -240,7 +241,7 @@ def _torchvision(dataset: Dataset, root: Path, train: bool, *, download: bool = 
     import torchvision.datasets  # 4 s to import, and needed once
 
     split = {"split": dataset.split} if dataset.split else {}
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+    with contextlib.redirect_stderr(io.StringIO()):
         return getattr(torchvision.datasets, dataset.loader)(root, train=train, download=download, **split)
 
 
