@@ -145,14 +145,14 @@ def leaderboard_entry(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def pruner(settings: SearchSettings) -> optuna.pruners.BasePruner:
-    """Stops a trial whose best epoch so far is in the lowest quarter of the finished ones' at that epoch, from epoch 4 on.
+    """Stops a trial whose best epoch so far is in the lowest quarter of the finished trials', from epoch 6 on.
 
-    Only finished trials count, the elite: half of those as good as they are would be below their median, each time it is
-    asked. A one-cycle schedule also ranks early epochs badly among good candidates; the README has the figures.
+    Only finished trials count, the elite: half of those as good as they are would be below their median, each time it
+    is asked. A one-cycle schedule also ranks early epochs badly among good candidates; the README has the figures.
     """
     if not settings.prune:
         return optuna.pruners.NopPruner()
-    return optuna.pruners.PercentilePruner(75, n_startup_trials=5, n_warmup_steps=4, n_min_trials=4)
+    return optuna.pruners.PercentilePruner(75, n_startup_trials=5, n_warmup_steps=6, n_min_trials=4)
 
 
 def _prepare_study(settings: SearchSettings) -> None:
