@@ -8,18 +8,19 @@ import base64
 import json
 import webbrowser
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nas_mnist.data import MEAN, N_TRAIN_IMAGES, STD, Images
+from nas_mnist.data import Images
+from nas_mnist.datasets import Dataset
 from nas_mnist.network import Block, MaxPool2d, Network, NormAct
 from nas_mnist.predict import read_exported
 
 PAGE = "demo.html"
-CLASSES = tuple("0123456789")
 MAX_WRONG = 300  # test images in the page, about 1 kB each, so that a bad network's page is small too
 FACTS = (  # of `solution.json`, for the head of the page
     "architecture",
@@ -37,16 +38,21 @@ _TEMPLATE = Path(__file__).with_name("demo.html")
 _PLACE = "{{solution}}"
 
 
-def page(network: Network, record: Mapping[str, Any], images: Images, predictions: Tensor) -> str:
-    """The page of this network, from what `solution.json` holds and the classes (N,) it predicts for the test images."""
+def page(
+    network: Network, record: Mapping[str, Any], dataset: Dataset, test_images: Images, predictions: Tensor
+) -> str:
+    """The page of this network, from what `solution.json` holds and its predictions (N,) for the test images."""
     values = {
         "facts": {name: record[name] for name in FACTS}
-        | {"n_seeds": len(record["runs"]), "n_all_train_images": N_TRAIN_IMAGES, "n_test_images": len(images)},
-        "classes": CLASSES,
-        "mean": MEAN,
-        "std": STD,
+        | {
+            "n_seeds": len(record["runs"]),
+            "n_all_train_images": dataset.n_train_images,
+            "n_test_images": len(test_images),
+        },
+        "dataset": {name: getattr(dataset, name) for name in ("name", "title", "classes", "box", "by_mass")},
+        **asdict(test_images.normalisation),
         "layers": layers(network),
-        "wrong": _wrong(images, predictions),
+        "wrong": _wrong(test_images, predictions),
     }
     content = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
     return _TEMPLATE.read_text(encoding="utf-8").replace(_PLACE, content.replace("<", "\\u003c"))

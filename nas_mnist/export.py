@@ -135,7 +135,8 @@ def _write(
     _write_figures(retrained, judged, load_train(data_dir, retrained.dataset), folder / "figures")
     record = _record(retrained, source, judged, checksums(data_dir, retrained.dataset))
     (folder / CARD).write_text(card.model_card(retrained, record), encoding="utf-8")
-    (folder / demo.PAGE).write_text(demo.page(network, record, judged.images, judged.predictions), encoding="utf-8")
+    page = demo.page(network, record, retrained.dataset, judged.images, judged.predictions)
+    (folder / demo.PAGE).write_text(page, encoding="utf-8")
     record["sha256"] = {p.relative_to(folder).as_posix(): _sha256(p) for p in _files(folder)}
     record = seal(record)
     (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

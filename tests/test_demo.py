@@ -11,6 +11,7 @@ from optuna.samplers import RandomSampler
 from nas_mnist import cli, data, demo, digit, predict
 from nas_mnist.architecture import parse
 from nas_mnist.augment import normalise
+from nas_mnist.datasets import MNIST
 from nas_mnist.network import build
 from nas_mnist.space import suggest, to_candidate
 from nas_mnist.task import MAX_PARAMS
@@ -60,7 +61,7 @@ def logits_of_page(page, pixels):
 
 def logits_of_pytorch(network, pixels):
     with torch.no_grad():
-        return network(normalise(pixels)).double()
+        return network(normalise(pixels, MNIST.normalisation)).double()
 
 
 def random_network(architecture, seed):
@@ -82,7 +83,7 @@ def random_network(architecture, seed):
 def page_of(network, test_images, predictions=None):
     record = dict.fromkeys(demo.FACTS, 0) | {"architecture": str(network.architecture), "diverged_seeds": []}
     predictions = test_images.labels if predictions is None else predictions
-    return demo.page(network, record | {"runs": [None]}, test_images, predictions)
+    return demo.page(network, record | {"runs": [None]}, MNIST, test_images, predictions)
 
 
 def assert_agrees(page, tmp_path, test_images, architecture, seed):
@@ -98,7 +99,7 @@ def assert_agrees(page, tmp_path, test_images, architecture, seed):
 
 def test_logits_and_predictions_of_1000_test_images_are_those_of_pytorch(opened, solution, test_images):
     pixels = test_images.pixels[:1000]
-    ours, theirs = logits_of_pytorch(predict.load(solution), pixels), logits_of_page(opened, pixels)
+    ours, theirs = logits_of_pytorch(predict.load(solution).network, pixels), logits_of_page(opened, pixels)
     difference = (ours - theirs).abs().max().item()
     assert theirs.shape == (1000, 10) and difference < TOLERANCE, difference
     assert torch.equal(ours.argmax(1), theirs.argmax(1))
@@ -182,9 +183,9 @@ def test_strokes_of_the_mouse_are_prepared_and_read_as_predict_does(opened, solu
     draw(opened, strokes)
     expected = digit.prepare(ink_on_pad(opened))
     image = torch.tensor(opened.evaluate("Array.from(shown.image)")).reshape(28, 28)
-    assert ((image - data.MEAN) / data.STD - expected[0, 0]).abs().max() < 1e-3
+    assert ((image - 0.1307) / 0.3081 - expected[0, 0]).abs().max() < 1e-3
     with torch.no_grad():
-        probabilities = predict.load(solution)(expected).softmax(1)[0]
+        probabilities = predict.load(solution).network(expected).softmax(1)[0]
     torch.testing.assert_close(torch.tensor(heights(opened)), 100 * probabilities, atol=0.05, rtol=0)
     assert opened.locator("#digit").inner_text() == str(probabilities.argmax().item())
     assert opened.locator("#status").inner_text().startswith(str(probabilities.argmax().item()))
@@ -207,7 +208,7 @@ def test_every_stroke_changes_the_bars_and_can_be_taken_back(opened):
 
 def test_feature_maps_show_every_layer_of_the_drawing(opened, solution):
     draw(opened, SEVEN)
-    network = predict.load(solution)
+    network = predict.load(solution).network
     x = digit.prepare(ink_on_pad(opened))
     for n, layer in enumerate(network):
         with torch.no_grad():
@@ -251,7 +252,7 @@ def test_finger_draws_at_phone_width_and_the_page_stays_where_it_is(browser, sol
 
 
 def test_every_wrong_image_can_be_clicked_and_shows_what_the_network_says(opened, solution, test_images):
-    predictions = logits_of_pytorch(predict.load(solution), test_images.pixels).argmax(1)
+    predictions = logits_of_pytorch(predict.load(solution).network, test_images.pixels).argmax(1)
     all_wrong = (predictions != test_images.labels).nonzero().flatten().tolist()
     wrong = opened.evaluate("wrong.positions")
     assert len(set(wrong)) == min(len(all_wrong), demo.MAX_WRONG) > 0 and set(wrong) <= set(all_wrong)
