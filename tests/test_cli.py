@@ -9,8 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import raw_files
+from PIL import Image
 
 from nas_mnist import cli, study
+from nas_mnist.datasets import DATASETS
 
 COMMANDS = {name for action in cli.build_parser()._subparsers._group_actions for name in action.choices}
 
@@ -84,6 +87,9 @@ BAD = [
     ("search --devices cuda:9", "device must be one of"),
     ("search --devices gpu", "device must be one of"),
     ("search --optimizer lion", "invalid choice"),
+    ("search --dataset cifar10", "argument --dataset: invalid choice: 'cifar10' (choose from"),
+    ("baselines --train-images 60001", "2 to 50,000"),
+    ("retrain --architecture era1a7 --dataset kmnist --check", "--check judges the task, which is one of MNIST"),
     ("search --storage mysql://a:secret@localhost/x", "not installed"),
     ("search --data-dir /proc/nothing", "--data-dir"),
     ("search --quiet --verbose", "not allowed with"),
@@ -223,3 +229,70 @@ def test_baselines_train_in_worker_processes_and_are_not_repeated(capsys, in_tmp
     assert code == 0 and len(result["runs"]) == 1 and result["published"]["best"] == 0.99
     trials = study.load(study.Storage.parse("studies/nas_mnist.db").open(), "nas-mnist-baselines").get_trials()
     assert [trial.state.name for trial in trials] == ["COMPLETE"]
+
+
+@pytest.fixture(scope="module")
+def kmnist(tmp_path_factory):
+    """A folder where the files of Kuzushiji-MNIST lie; what they show is noise, of which there are 100 images."""
+    folder = tmp_path_factory.mktemp("kmnist")
+    arrays = raw_files.make(DATASETS["kmnist"])
+    raw_files.write(DATASETS["kmnist"], folder, arrays)
+    return folder, arrays
+
+
+def test_whole_way_on_a_sibling(capsys, in_tmp, kmnist):
+    place = f"--data-dir {kmnist[0]} --workers 1"
+    code, out, _ = run(
+        capsys, *shlex.split(f"search --dataset kmnist --trials 1 --epochs 1 --train-images 300 {place}")
+    )
+    assert code == 0 and "next: nas-mnist show --study nas-kmnist" in out
+    opened = study.Storage.parse("studies/nas_mnist.db").open()
+    assert study.load(opened, "nas-kmnist").user_attrs["identity"]["dataset"] == "kmnist"
+
+    quick = f"--seeds 1 --train-images 300 {place}"
+    for wrong in (
+        f"confirm --study nas-kmnist --dataset mnist {place}",
+        f"search --study nas-kmnist --epochs 1 {place}",
+    ):
+        code, out, err = run(capsys, *shlex.split(wrong))
+        assert code == 2 and "was made with dataset 'kmnist', not 'mnist'" in err and err.count("\n") == 1
+    code, out, _ = run(capsys, *shlex.split(f"retrain --study nas-kmnist --trial 0 --json {quick}"))
+    retrained = json.loads(out)
+    assert code == 0 and retrained["dataset"] == "kmnist" and retrained["verdict"]["fulfilled"] is None
+
+    code, out, _ = run(capsys, "export", "--dataset", "kmnist", "--data-dir", kmnist[0])
+    assert code == 0
+    record = json.loads(Path("solution/solution.json").read_text())
+    assert record["dataset"] == "kmnist" and record["task_fulfilled"] is None
+    assert set(record["normalisation"]) == {"mean", "std"} and record["normalisation"]["mean"] > 0.4
+    card = Path("solution/README.md").read_text()
+    assert card.startswith("# Kuzushiji-MNIST with") and "nas-mnist retrain --trial 0" in card
+    assert "--epochs 1 --dataset kmnist\n" in card and "of Kuzushiji-MNIST: the task's 99.40%" in card
+    code, out, _ = run(capsys, "evaluate", "solution", "--json", "--data-dir", kmnist[0])
+    assert code == 0 and json.loads(out)["test_accuracy"] == record["test_accuracy"]
+
+    Image.fromarray(kmnist[1][0][0]).resize((99, 99)).save("picture.png")
+    code, out, _ = run(capsys, "predict", "solution", "picture.png", "--json")
+    (prediction,) = json.loads(out)
+    assert code == 0 and DATASETS["kmnist"].classes[prediction["digit"]] == prediction["label"]
+    command = [sys.executable, "solution/model.py", "picture.png"]
+    alone = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert alone.stdout == run(capsys, "predict", "solution", "picture.png")[1]
+    assert alone.stdout.startswith(f"picture.png: {prediction['label']} (")
+
+
+def test_baselines_of_a_sibling_are_compared_with_nothing(capsys, in_tmp, kmnist):
+    command = "baselines eva6s4-ultrasmall --dataset kmnist --epochs 1 --train-images 200 --workers 1"
+    code, out, _ = run(capsys, *command.split(), "--data-dir", kmnist[0])
+    assert (
+        code == 0
+        and "reference systems on Kuzushiji-MNIST" in out
+        and re.search(r"^eva6s4-ultrasmall +4,464 ", out, re.M)
+    )
+    assert "published" not in out and "diff" not in out
+    code, out, _ = run(capsys, *command.split(), "--json", "--data-dir", kmnist[0])
+    (result,) = json.loads(out)
+    assert (result["dataset"], result["published"], result["difference"]) == ("kmnist", None, None)
+    opened = study.Storage.parse("studies/nas_mnist.db").open()
+    (trial,) = study.load(opened, "nas-kmnist-baselines").get_trials()
+    assert "published_accuracy" not in trial.user_attrs

@@ -111,3 +111,15 @@ def test_every_png_filter_is_undone_as_pillow_does(tmp_path):
 def test_damaged_png_is_called_damaged(content):
     with pytest.raises(ValueError, match="this PNG file is damaged"):
         read_png(content)
+
+
+@pytest.mark.parametrize("side", [20, 24, 28])
+def test_box_and_place_are_those_of_the_dataset(side):
+    grey = torch.ones(60, 90)
+    grey[10:50, 20:40] = 0.0
+    grey[10:20, 40:60] = 0.0  # heavier on the left
+    ink = prepare(grey, mean=0.0, std=1.0, side=side, by_mass=False)[0, 0] > 0.5
+    rows, columns = ink.any(1).nonzero().flatten(), ink.any(0).nonzero().flatten()
+    for found in (rows, columns):
+        assert len(found) == side and found[0] + found[-1] == 27
+    assert torch.equal(prepare(grey), (prepare(grey, mean=0.0, std=1.0) - 0.1307) / 0.3081)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nas_mnist import figures
-from nas_mnist.datasets import MNIST
+from nas_mnist.datasets import DATASETS, MNIST
 from nas_mnist.training import EpochResult
 
 
@@ -38,6 +38,18 @@ def test_confusion_counts_rows_as_true_and_columns_as_predicted():
     texts = {tuple(map(round, text.get_position())): text.get_text() for text in axes.texts}
     assert texts == {(4, 4): "1", (9, 4): "2", (9, 9): "1"}
     assert "2 of 4 test images wrong" in axes.get_title()
+
+
+def test_confusion_names_the_classes():
+    labels = torch.arange(10)
+    axes = figures.confusion(labels, labels, DATASETS["fashion-mnist"].classes).axes[0]
+    for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert tuple(text.get_text() for text in ticks) == DATASETS["fashion-mnist"].classes
+
+
+def test_target_is_drawn_only_where_there_is_one():
+    run = made(0, [0.5, 0.9])
+    assert len(figures.curves((run,), target=0.994).axes[1].lines) == len(figures.curves((run,)).axes[1].lines) + 1
 
 
 @pytest.mark.parametrize("n", [0, 1, 10, 60])

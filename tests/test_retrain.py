@@ -7,6 +7,7 @@ from optuna.trial import TrialState, create_trial
 
 from nas_mnist import confirm, data, jobs, report, retrain, study
 from nas_mnist.architecture import parse
+from nas_mnist.datasets import DATASETS
 from nas_mnist.errors import BudgetError, StudyError
 from nas_mnist.network import build
 from nas_mnist.retrain import Chosen, RetrainSettings, Verdict
@@ -117,6 +118,12 @@ def test_verdict_needs_every_condition(verdict, fulfilled):
     assert bool(verdict) is fulfilled
 
 
+def test_task_is_one_of_mnist():
+    assert Verdict(7999, 15, 0.994).fulfilled is True
+    sibling = Verdict(7999, 15, 0.999, of_the_task=False)
+    assert not sibling and sibling.fulfilled is None
+
+
 def test_training_uses_all_images_unless_told_otherwise(settings):
     split = retrain._split(replace(settings, train_images=60_000))
     assert (len(split.train), len(split.val)) == (60_000, 10_000)
@@ -149,6 +156,8 @@ def test_seed_that_diverged_is_told_and_makes_the_verdict_no(settings, monkeypat
     assert not retrained.verdict and retrained.diverged == (0,) and [r.seed for r in retrained.runs] == [1]
     assert "✗ not: 1 of 2 seeds diverged (0)" in report.verdict_lines(retrained).plain
     assert report.retrained_values(retrained)["verdict"]["fulfilled"] is False
+    lines = report.verdict_lines(replace(retrained, dataset=DATASETS["kmnist"])).plain.splitlines()
+    assert lines[-1].startswith("99.50% at worst") and "✓" not in lines[-1] and "Kuzushiji-MNIST" in lines[-1]
 
 
 def test_candidate_whose_every_seed_diverged_says_so(settings):

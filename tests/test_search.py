@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import optuna
 import pytest
@@ -8,6 +8,7 @@ from optuna.trial import TrialState
 from nas_mnist import search, space, study
 from nas_mnist.architecture import parse
 from nas_mnist.data import search_split
+from nas_mnist.datasets import DATASETS
 from nas_mnist.errors import BudgetError, DataError, StudyError
 from nas_mnist.search import SearchSettings
 from nas_mnist.trial import EpochTrained, TrialEnded, TrialStarted
@@ -162,11 +163,33 @@ def test_bad_settings_are_refused_before_anything_is_written(settings, change, e
     assert not settings.storage.path.exists()
 
 
-@pytest.mark.parametrize("change", [{"max_params": 7000}, {"epochs": 3}, {"train_images": 200}, {"optimizer": "adamw"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_params": 7000},
+        {"epochs": 3},
+        {"train_images": 200},
+        {"optimizer": "adamw"},
+        {"dataset": DATASETS["qmnist"]},
+    ],
+)
 def test_study_of_another_search_is_refused(settings, change):
     search._prepare_study(settings)
     with pytest.raises(StudyError, match="cannot be compared"):
         search._prepare_study(replace(settings, **change))
+
+
+def test_identity_of_a_search_on_mnist_is_that_of_the_studies_there_are(settings):
+    assert asdict(replace(settings, train_images=None, epochs=15).identity) == {
+        "dataset": "mnist",
+        "max_params": 8000,
+        "epochs": 15,
+        "train_images": 50_000,
+        "split": "fold 0 of 6, partition 0",
+        "optimizer": "sgd",
+        "space": space.fingerprint("sgd"),
+    }
+    assert replace(settings, dataset=DATASETS["emnist-digits"], train_images=None).identity.train_images == 200_000
 
 
 def test_same_seed_same_trial(settings, few):

@@ -10,6 +10,7 @@ import pytest
 from optuna.trial import TrialState
 
 from nas_mnist import study
+from nas_mnist.datasets import DATASETS, MNIST
 from nas_mnist.errors import StudyError
 from nas_mnist.study import Progress, SharedStudy, Storage
 
@@ -176,6 +177,16 @@ def test_study_of_another_identity_is_refused_with_both_values(storage):
 def test_missing_study_lists_those_there_are(storage):
     with pytest.raises(StudyError, match=r"no study 'x'.*there: s"):
         study.load(storage.open(), "x")
+
+
+def test_dataset_is_that_of_the_study_and_the_one_asked_for_can_only_repeat_it(tmp_path):
+    storage, kmnist = Storage.parse(str(tmp_path / "s.db")), DATASETS["kmnist"]
+    assert study.dataset_of(storage, "mine") == MNIST and study.dataset_of(storage, "mine", kmnist) == kmnist
+    assert not storage.path.exists()
+    study.create(storage.open(create=True), "mine", metric="m", attributes={"identity": {"dataset": "kmnist"}})
+    assert study.dataset_of(storage, "mine") == study.dataset_of(storage, "mine", kmnist) == kmnist
+    with pytest.raises(StudyError, match="'mine' was made with dataset 'kmnist', not 'mnist'"):
+        study.dataset_of(storage, "mine", MNIST)
 
 
 def test_missing_database_is_not_made(tmp_path):
