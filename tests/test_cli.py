@@ -289,7 +289,7 @@ def test_baselines_of_a_sibling_are_compared_with_nothing(capsys, in_tmp, kmnist
         and "reference systems on Kuzushiji-MNIST" in out
         and re.search(r"^eva6s4-ultrasmall +4,464 ", out, re.M)
     )
-    assert "published" not in out and "diff" not in out
+    assert "published" not in out and "reproduced" not in out and "diff" not in out
     code, out, _ = run(capsys, *command.split(), "--json", "--data-dir", kmnist[0])
     (result,) = json.loads(out)
     assert (result["dataset"], result["published"], result["difference"]) == ("kmnist", None, None)
