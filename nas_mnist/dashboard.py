@@ -78,12 +78,13 @@ class Publisher:
     def __call__(self, worker: Worker | None, event: Any) -> None:
         if isinstance(event, TrialEnded) and time.monotonic() - self._last > SECONDS_BETWEEN:
             self._last = time.monotonic()
-            publish(*self._arguments)
+            with contextlib.suppress(StudyError, *study.STORAGE_ERRORS):  # a note is not worth a search; next time
+                publish(*self._arguments)
 
 
 def publish(storage: Storage, study_name: str, data_dir: Path) -> None:
     """Bring everything that the dashboard shows of a study up to date; of a search also which files are kept."""
-    with storage.lock():  # two of these at once would mix their plots
+    with storage.lock(purpose="notes"):  # two of these at once would mix their plots
         found = study.load(storage.open(), study_name)
         artifacts = Artifacts(found, storage.artifacts)
         trials = found.get_trials(deepcopy=False)

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from nas_mnist.jobs import JobsBegan, JobStarted
 from nas_mnist.search import SearchBegan, SearchSettings, Summary
+from nas_mnist.study import Outage, OutageEnded
 from nas_mnist.training import EpochResult
 from nas_mnist.trial import EpochTrained, TrialEnded, TrialStarted
 from nas_mnist.workers import Worker, WorkerDied
@@ -78,6 +79,8 @@ class SearchDisplay:
             case WorkerDied():
                 self._say(f"{died(worker, event)}; its trial is queued again")
                 self._lines[worker.index] = _Line()
+            case Outage() | OutageEnded():
+                self._say(outage(worker, event))
         self._progress.update(self._task, completed=self._n_trained, left=self._time_left())
 
     def _take_over(self, event: SearchBegan) -> None:
@@ -184,6 +187,8 @@ class JobDisplay:
                 self._say(f"{self._names.pop(worker.index, '?')}: {outcome}")
             case WorkerDied():
                 self._say(f"{died(worker, event)}; its run is queued again")
+            case Outage() | OutageEnded():
+                self._say(outage(worker, event))
         self._progress.update(self._task, names=", ".join(self._names.values()))
 
     def _say(self, text: str) -> None:
@@ -193,6 +198,14 @@ class JobDisplay:
 def died(worker: Worker, event: WorkerDied) -> str:
     """One line: a traceback's last says what happened, and the rest is kept for the error that ends the run."""
     return f"worker {worker.index} died ({event.reason.splitlines()[-1]}) and is started again"
+
+
+def outage(worker: Worker, event: Outage | OutageEnded) -> str:
+    """One line when a worker begins to wait for the storage's server, and one when it goes on."""
+    if isinstance(event, OutageEnded):
+        return f"worker {worker.index} goes on: the storage answers again after {duration(event.seconds)}"
+    patience = duration(event.patience_seconds)
+    return f"worker {worker.index} waits, up to {patience}: the storage does not answer; {event.reason}"
 
 
 def duration(seconds: float) -> str:

@@ -79,8 +79,7 @@ def run_jobs(
                 work = partial(_work, queue, prepare, pruner or optuna.pruners.NopPruner())
                 run_workers(work, workers[:n_left], on_event)
         finally:
-            with queue.storage.lock():
-                study.recover(found)
+            study.take_back(queue.storage, queue.study_name)
     return finished(found, queue.jobs)
 
 
@@ -106,6 +105,7 @@ def _work(queue: Queue, prepare: Callable[[str], Objective], pruner, worker: Wor
         seed=0,
         worker=worker.index,
         pruner=pruner,
+        on_outage=send,
     )
     work_off(shared, lambda trial, send: objective(trial, trial.user_attrs[study.JOB], send), send)
 

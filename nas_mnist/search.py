@@ -103,8 +103,7 @@ def search(settings: SearchSettings, workers: list[Worker], on_event: Callable[[
         try:
             run_workers(partial(_work, settings), workers, note)
         finally:
-            with settings.storage.lock():
-                study.recover(study.load(settings.storage.open(), settings.study_name))
+            study.take_back(settings.storage, settings.study_name)
     return summarise(settings, time.perf_counter() - start, times)
 
 
@@ -211,6 +210,7 @@ def _work(settings: SearchSettings, worker: Worker, send: Send) -> None:
         seed=settings.seed,
         worker=worker.index,
         pruner=pruner(settings),
+        on_outage=send,
     )
     work_off(shared, lambda trial, send: objective(trial, settings, split, device, send), send)
 

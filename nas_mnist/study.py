@@ -11,11 +11,13 @@ import os
 import socket
 import sqlite3
 import tempfile
+import threading
 import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,18 @@ from optuna.trial import FrozenTrial, TrialState
 from nas_mnist.datasets import DATASETS, MNIST, Dataset
 from nas_mnist.errors import StudyError, explain, shown
 
-HEARTBEAT_SECONDS, GRACE_SECONDS = 30, 120
+LIBPQ_ARGUMENTS = {
+    "connect_timeout": 10,  # seconds
+    # A server that vanished without a word is noticed within a minute; the system alone would wait for a quarter hour.
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,  # milliseconds
+    # Optuna stores heartbeats in local time: where the clock is put forward in spring, all trials would count as dead.
+    "options": "-c timezone=UTC",
+}
+STORAGE_ERRORS = (sqlalchemy.exc.DBAPIError, optuna.exceptions.StorageInternalError)
+LOCK_IDLE_SECONDS = 60  # the server ends a lock whose holder is silent, as that of a machine without power is
 MAX_RETRIES = 2  # of a trial whose process was killed
 LOCK_TIMEOUT_SECONDS = 60  # SQLite's default of 5 s loses a report when another program holds the file
 POLL_SECONDS = 0.5
@@ -54,10 +67,35 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Outage:
+    """The server of the storage does not answer; the worker waits for it."""
+
+    reason: str
+    patience_seconds: int
+
+
+@dataclass(frozen=True)
+class OutageEnded:
+    """The server answers again."""
+
+    seconds: float
+
+
+OnOutage = Callable[[Outage | OutageEnded], None]
+
+
+@dataclass(frozen=True)
 class Storage:
-    """Where studies are kept: a SQLAlchemy URL. `str()` hides its password."""
+    """Where studies are kept: a SQLAlchemy URL of SQLite or PostgreSQL. `str()` hides its password."""
 
     url: str
+    heartbeat_seconds: int = 30
+    grace_seconds: int = 120  # without a heartbeat; then a trial of another host counts as dead
+
+    @property
+    def patience_seconds(self) -> int:
+        """How long workers wait for a server that is away: when it is back, no living trial may look dead."""
+        return self.grace_seconds - 2 * self.heartbeat_seconds
 
     @staticmethod
     def parse(text: str) -> "Storage":
@@ -66,13 +104,16 @@ class Storage:
             if "://" not in text:  # a file may be called what it likes: ?, # and % have a meaning in a URL
                 text = sqlalchemy.URL.create("sqlite", database=text).render_as_string()
             url = sqlalchemy.make_url(text)
-            # A database in memory would be another one in every process.
-            named = url.get_backend_name() != "sqlite" or not (url.database or ":memory:").startswith((":", "file:"))
+            # A database in memory would be another one in every process; other servers have no lock that we know.
+            in_memory = (url.database or ":memory:").startswith((":", "file:"))
+            backend = url.get_backend_name()
+            named = backend == "postgresql" or (backend == "sqlite" and not in_memory)
         except (sqlalchemy.exc.ArgumentError, ValueError):
             named = False
         if not named:
             raise StudyError(
-                "a storage is a file name or a SQLAlchemy URL such as sqlite:///studies/nas_mnist.db: see --storage"
+                "a storage is a file name or a SQLAlchemy URL of SQLite or PostgreSQL, such as "
+                "sqlite:///studies/nas_mnist.db or postgresql+psycopg://user@host/database: see --storage"
             )
         return Storage(text)
 
@@ -94,38 +135,33 @@ class Storage:
         """The folder of the files that belong to trials: beside an SQLite database, else below the current folder."""
         return (self.path.parent if self.path else Path("studies")) / "artifacts"
 
-    def open(self, *, create: bool = False) -> RDBStorage:
-        """Connect; each process opens its own. Raises `StudyError` if that is not possible.
+    def open(self, *, create: bool = False, on_outage: OnOutage | None = None) -> RDBStorage:
+        """Connect; each process opens its own. Raises `StudyError` if that is not possible, now or later.
 
-        Without `create`, a missing SQLite file is an error and nothing is written.
+        Without `create`, a missing SQLite file is an error and nothing is written. With `on_outage`, a server that does
+        not answer is waited for, now and later.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)  # its log would run through the display
         try:
             if self.path and not _is_database(self.path):
                 self._create_file(create)
-            storage = self._connect(self.url, make_tables=self.path is None)
+            # Two hosts that are the first would both make the tables.
+            with contextlib.nullcontext() if self.path else self._advisory_lock("schema", on_outage):
+                storage = self._connect(self.url, make_tables=self.path is None, keep=on_outage is not None)
         except (ModuleNotFoundError, sqlalchemy.exc.NoSuchModuleError, ImportError) as error:
             raise StudyError(
                 f"the driver of storage {self} is not installed: pip install 'nas-mnist[postgresql]', or use SQLite"
             ) from error
-        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError, OSError) as error:
+        except (sqlalchemy.exc.SQLAlchemyError, *STORAGE_ERRORS, RuntimeError, OSError) as error:
+            if on_outage is not None:  # it could be opened when the run began: another try will do
+                raise ConnectionError(f"the storage failed; {_reason(error)}") from error
             advice = explain(error) or f"it must be a database that Optuna can open; {_reason(error)}: see --storage"
             raise StudyError(f"storage {self}: {advice}") from error
         if self.path:
             _make_sqlite_fast(storage)
+        else:
+            self._wait_for_server(storage.engine, on_outage)
         return storage
-
-    def _connect(self, url: str, *, make_tables: bool) -> RDBStorage:
-        with experimental():
-            return _Storage(
-                url.replace("{", "{{").replace("}", "}}"),  # it is a template of Optuna's
-                engine_kwargs={"connect_args": {"timeout": LOCK_TIMEOUT_SECONDS}}
-                if self.path
-                else {"pool_pre_ping": True},
-                heartbeat_interval=HEARTBEAT_SECONDS,
-                grace_period=GRACE_SECONDS,
-                skip_table_creation=not make_tables,
-            )
 
     def _create_file(self, create: bool) -> None:
         """Optuna makes table after table; in a file of another name, so that whoever is killed leaves none or all."""
@@ -138,22 +174,109 @@ class Storage:
         with self.lock(), tempfile.TemporaryDirectory(prefix=f".{place.name[:50]}-", dir=place.parent) as folder:
             if not _is_database(self.path):
                 new = Path(folder, "new.db")
-                self._connect(Storage.parse(str(new)).url, make_tables=True).engine.dispose()
+                self._connect(Storage.parse(str(new)).url, make_tables=True, keep=False).engine.dispose()
                 new.replace(place)
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold what every process must do one after another; released by the system if the process dies."""
-        if self._parsed.get_backend_name() == "postgresql":
-            key = zlib.crc32(b"nas-mnist")
-            engine = sqlalchemy.create_engine(self.url, poolclass=sqlalchemy.NullPool)
-            with engine.connect() as connection:
-                connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
-                yield
+    def _connect(self, url: str, *, make_tables: bool, keep: bool) -> RDBStorage:
+        """`keep` the connections to a server open between calls, as a worker wants; who only looks holds none."""
+        if self.path:
+            engine_kwargs = {"connect_args": {"timeout": LOCK_TIMEOUT_SECONDS}}
         else:
-            path = self.path or Path(tempfile.gettempdir(), f"nas-mnist-{zlib.crc32(self.url.encode()):08x}")
-            with FileLock(path.with_name(path.name + ".lock")):
-                yield
+            pool = {"pool_pre_ping": True} if keep else {"poolclass": sqlalchemy.NullPool}
+            engine_kwargs = {"connect_args": self._server_arguments, **pool}
+        with experimental():
+            return _Storage(
+                url.replace("{", "{{").replace("}", "}}"),  # it is a template of Optuna's
+                engine_kwargs=engine_kwargs,
+                heartbeat_interval=self.heartbeat_seconds,
+                grace_period=self.grace_seconds,
+                skip_table_creation=not make_tables,
+            )
+
+    @property
+    def _server_arguments(self) -> dict[str, Any]:
+        return LIBPQ_ARGUMENTS if self._parsed.get_driver_name() in ("psycopg", "psycopg2") else {}
+
+    def lock(
+        self, on_outage: OnOutage | None = None, *, purpose: str = "trials"
+    ) -> contextlib.AbstractContextManager[None]:
+        """Hold what every process must do one after another; released by the system if the process dies.
+
+        Raises when a server that was restarted has lost the lock: what was done meanwhile may have been done twice.
+        """
+        if self.path:
+            suffix = ".lock" if purpose == "trials" else f".{purpose}.lock"
+            return FileLock(self.path.with_name(self.path.name + suffix))
+        return self._advisory_lock(purpose, on_outage)
+
+    @contextlib.contextmanager
+    def _advisory_lock(self, name: str, on_outage: OnOutage | None) -> Iterator[None]:
+        """A lock of the database, held by a transaction, so that a connection pooler may stand in between."""
+        engine = sqlalchemy.create_engine(self.url, poolclass=sqlalchemy.NullPool, connect_args=self._server_arguments)
+        self._wait_for_server(engine, on_outage)
+        with _locked(engine, zlib.crc32(f"nas-mnist {name}".encode())) as connection:
+            yield
+            connection.commit()
+
+    def _wait_for_server(self, engine: sqlalchemy.Engine, on_outage: OnOutage | None) -> None:
+        """Let every new connection of the engine wait for the server, or fail with one clear line."""
+        sqlalchemy.event.listen(engine, "do_connect", _PatientConnect(self, on_outage))
+
+
+def _locked(engine: sqlalchemy.Engine, key: int) -> sqlalchemy.Connection:
+    """A connection whose transaction holds the lock."""
+    while True:
+        connection = engine.connect()
+        try:
+            connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+            connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{LOCK_IDLE_SECONDS}s'")
+            return connection
+        except sqlalchemy.exc.DBAPIError as error:
+            connection.close()
+            if not error.connection_invalidated:
+                raise
+            # The server was restarted while we stood in the queue, and nothing is lost: stand there again.
+
+
+class _PatientConnect:
+    """Connects an engine; with `on_outage`, waits for a server that is away, and says so once for each outage."""
+
+    def __init__(self, storage: Storage, on_outage: OnOutage | None):
+        self._storage, self._on_outage = storage, on_outage
+        self._since: float | None = None  # kept when given up: who comes later does not wait once more
+        self._told = False
+
+    def __call__(self, dialect, _record, arguments, options):
+        while True:
+            try:
+                connection = dialect.connect(*arguments, **options)
+            except dialect.loaded_dbapi.OperationalError as error:
+                self._wait(error)
+            else:
+                self._end()
+                return connection
+
+    def _wait(self, error: Exception) -> None:
+        patience = self._storage.patience_seconds
+        self._since = self._since or time.monotonic()
+        if self._on_outage is None or time.monotonic() - self._since > patience:
+            raise StudyError(
+                f"storage {self._storage} cannot be reached; {_reason(error)}: start its server, or see --storage"
+            ) from error
+        if not self._told and _is_main_thread():  # the heartbeat has a thread of its own, the pipe has no lock
+            self._told = True
+            self._on_outage(Outage(_reason(error), patience))
+        time.sleep(POLL_SECONDS)
+
+    def _end(self) -> None:
+        if self._told and _is_main_thread():
+            self._told = False
+            self._on_outage(OutageEnded(time.monotonic() - self._since))
+        self._since = None
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 @contextlib.contextmanager
@@ -175,7 +298,8 @@ class _Storage(RDBStorage):
     """
 
     def record_heartbeat(self, trial_id: int) -> None:
-        with contextlib.suppress(optuna.exceptions.StorageInternalError):  # the next one is soon
+        """Miss a beat if the database fails: Optuna's thread would end, and a living trial be taken for dead."""
+        with contextlib.suppress(StudyError, *STORAGE_ERRORS):
             super().record_heartbeat(trial_id)
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
@@ -241,6 +365,8 @@ def _make_sqlite_fast(storage: RDBStorage) -> None:
 
 def _reason(error: BaseException) -> str:
     """The first line of what the database said, without statement and password."""
+    if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__:
+        error = error.__cause__  # it says no more than that the commit failed
     cause = getattr(error, "orig", None) or error
     return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
 
@@ -374,11 +500,18 @@ class SharedStudy(optuna.Study):
     """
 
     def __init__(
-        self, storage: Storage, name: str, *, demand: Callable[[Progress], int], seed: int, worker: int, pruner
+        self,
+        storage: Storage,
+        name: str,
+        *,
+        demand: Callable[[Progress], int],
+        seed: int,
+        worker: int,
+        pruner,
+        on_outage: OnOutage = lambda event: None,
     ):
-        self._opened = storage.open()
-        super().__init__(name, self._opened, pruner=pruner)
-        self._lock = storage.lock
+        super().__init__(name, storage.open(on_outage=on_outage), pruner=pruner)
+        self._lock = partial(storage.lock, on_outage)
         self._demand = demand
         self.waited_seconds = 0.0  # for trials of other workers, at the end
         # A seed of its own for each worker and each start, or all of them would draw the same first trials.
@@ -392,7 +525,7 @@ class SharedStudy(optuna.Study):
                 now = progress(self.get_trials(deepcopy=False))
                 if self._demand(now) > 0:
                     trial = super().ask(fixed_distributions)
-                    self._opened.record_heartbeat(trial._trial_id)  # before the owner: a trial without one is an orphan
+                    self._storage.record_heartbeat(trial._trial_id)  # before the owner: without one it is an orphan
                     trial.set_user_attr(OWNER, _owner())
                     return trial
             if now.running == 0:
@@ -406,16 +539,33 @@ def work_off(
     objective: Callable[[optuna.Trial], float],
     on_end: Callable[[optuna.Study, FrozenTrial], None] = lambda study, trial: None,
 ) -> None:
-    """Run the objective until the study has no more trials to hand out; `on_end` is called after each."""
-    with contextlib.suppress(NoMoreTrials):
+    """Run the objective until the study has no more trials to hand out; `on_end` is called after each.
+
+    Raises `ConnectionError` if the storage is lost in the middle; the trial is queued again once this process is gone.
+    """
+    try:
         study.optimize(objective, callbacks=[on_end])
+    except NoMoreTrials:
+        pass
+    except STORAGE_ERRORS as error:
+        raise ConnectionError(f"the storage failed; {_reason(error)}") from error
+
+
+def take_back(storage: Storage, name: str) -> None:
+    """Queue again what workers that were stopped have left; a server that is away leaves it to the next run."""
+    with contextlib.suppress(StudyError, *STORAGE_ERRORS):
+        found = load(storage.open(), name)
+        with storage.lock():
+            recover(found)
 
 
 def recover(study: optuna.Study) -> int:
     """Fail the running trials whose process on this host is gone, queue them again, and say how many there were.
 
-    The caller holds the storage's lock. Trials of other hosts are failed by Optuna's heartbeat.
+    The caller holds the storage's lock. Trials of other hosts are taken back when their heartbeat has stopped.
     """
+    with experimental():
+        optuna.storages.fail_stale_trials(study)
     orphans = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if _is_orphan(trial)]
     for trial in orphans:
         study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
@@ -454,7 +604,16 @@ def _without_traces(trial: FrozenTrial) -> FrozenTrial:
 
 
 def _owner() -> list[Any]:
-    return [socket.gethostname(), os.getpid(), _started(os.getpid())]
+    return [_host(), os.getpid(), _started(os.getpid())]
+
+
+@cache
+def _host() -> str:
+    """What process numbers are valid for. Names are not unique: cloned machines, containers on their host's network."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # Linux alone
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return " ".join(parts)
 
 
 def _is_orphan(trial: FrozenTrial) -> bool:
@@ -465,7 +624,7 @@ def _is_orphan(trial: FrozenTrial) -> bool:
 
 
 def _is_of_this_host(trial: FrozenTrial) -> bool:
-    return trial.user_attrs.get(OWNER, [None])[0] == socket.gethostname()
+    return trial.user_attrs.get(OWNER, [None])[0] == _host()
 
 
 def _started(pid: int) -> float | None:

@@ -5,6 +5,7 @@ import signal
 import socket
 from pathlib import Path
 
+import postgresql
 import pytest
 import torch
 
@@ -100,3 +101,15 @@ def unused_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def postgresql_server():
+    """A real PostgreSQL server, started for these tests; they are skipped where it is not installed."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install '.[postgresql]'")
+    binaries = postgresql.find_binaries()
+    if binaries is None:
+        pytest.skip("no PostgreSQL server: install postgresql from your distribution's packages")
+    server = postgresql.Server(binaries)
+    yield server
+    server.remove()

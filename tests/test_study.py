@@ -222,14 +222,18 @@ def test_file_that_is_no_optuna_database_is_refused_and_not_changed(tmp_path, ma
     assert path.read_bytes() == before and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("url", ["postgresql+nodriver://u:secret@localhost/x", "mysql://u:secret@localhost/x"])
+@pytest.mark.parametrize(
+    "url", ["postgresql+nodriver://u:secret@localhost/x", "postgresql+pg8000://u:secret@localhost/x"]
+)
 def test_driver_that_is_not_installed_is_named_without_the_password(url):
     with pytest.raises(StudyError, match="not installed") as error:
         Storage.parse(url).open()
     assert "secret" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["://", "", "sqlite://", "sqlite:///:memory:", "postgresql://host:port/x"])
+@pytest.mark.parametrize(
+    "text", ["://", "", "sqlite://", "sqlite:///:memory:", "postgresql://host:port/x", "mysql://u@h/x"]
+)
 def test_storage_that_names_no_database_is_refused(text):
     with pytest.raises(StudyError, match="SQLAlchemy URL"):
         Storage.parse(text)

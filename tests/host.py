@@ -1,0 +1,59 @@
+"""What one host of several does: `python host.py STORAGE TRIALS FOLDER [HOSTNAME]`, with two workers.
+
+A trial takes a second and reports five times. Each start and end of one is written down in the folder, beside the
+database, so that a test can see what really ran. HOSTNAME is for where a name space of its own cannot be had.
+"""
+
+import json
+import os
+import socket
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import optuna
+
+from nas_mnist import study
+from nas_mnist.workers import Progress, Worker, run_workers
+
+HEARTBEAT_SECONDS, GRACE_SECONDS = 1, 10
+REPORTS, TRIAL_SECONDS = 5, 1.0
+
+
+def objective(folder: Path, send, trial: optuna.Trial) -> float:
+    (folder / f"{trial.number}-{os.getpid()}.started").touch()
+    x = trial.suggest_float("x", 0, 1)
+    for step in range(1, REPORTS + 1):
+        time.sleep(TRIAL_SECONDS / REPORTS)
+        trial.report(x, step)
+        send(Progress())
+    (folder / f"{trial.number}-{os.getpid()}.ended").touch()
+    return x
+
+
+def work(storage: study.Storage, n_trials: int, folder: Path, hostname: str | None, worker: Worker, send) -> None:
+    if hostname:
+        socket.gethostname = lambda: hostname
+    shared = study.SharedStudy(
+        storage,
+        "s",
+        demand=study.until_trained(n_trials),
+        seed=0,
+        worker=worker.index,
+        pruner=optuna.pruners.NopPruner(),
+        on_outage=send,
+    )
+    study.work_off(shared, partial(objective, folder, send))
+
+
+def main(url: str, n_trials: str, folder: str, hostname: str | None = None) -> None:
+    storage = study.Storage(url, HEARTBEAT_SECONDS, GRACE_SECONDS)
+    workers = [Worker(0, "cpu"), Worker(1, "cpu")]
+    run_workers(partial(work, storage, int(n_trials), Path(folder), hostname), workers, lambda worker, event: None)
+    study.take_back(storage, "s")
+    print(json.dumps(study.progress(study.load(storage.open(), "s").get_trials()).trained))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
