@@ -41,15 +41,15 @@ _PLACE = "{{solution}}"
 def page(
     network: Network, record: Mapping[str, Any], dataset: Dataset, test_images: Images, predictions: Tensor
 ) -> str:
-    """The page of this network, from what `solution.json` holds and its predictions (N,) for the test images."""
+    """The page of this network, from what `solution.json` holds and the predictions (N,) for the test images."""
+    counts = {
+        "n_seeds": len(record["runs"]),
+        "n_all_train_images": dataset.n_train_images,
+        "n_test_images": len(test_images),
+    }
     values = {
-        "facts": {name: record[name] for name in FACTS}
-        | {
-            "n_seeds": len(record["runs"]),
-            "n_all_train_images": dataset.n_train_images,
-            "n_test_images": len(test_images),
-        },
-        "dataset": {name: getattr(dataset, name) for name in ("name", "title", "classes", "box", "by_mass")},
+        "facts": {name: record[name] for name in FACTS} | counts,
+        "dataset": {name: getattr(dataset, name) for name in ("title", "classes", "box", "by_mass")},
         **asdict(test_images.normalisation),
         "layers": layers(network),
         "wrong": _wrong(test_images, predictions),
@@ -119,16 +119,18 @@ def _wrong(images: Images, predictions: Tensor) -> dict[str, Any]:
     n = min(len(wrong), MAX_WRONG)
     shown = wrong[torch.arange(n) * len(wrong) // max(n, 1)]
     pixels, labels = images.select(shown)
-    return {"n": len(wrong), "positions": shown.tolist(), "labels": labels.tolist(), "pixels": _bytes(pixels)}
+    return {
+        "n": len(wrong),
+        "positions": shown.tolist(),
+        "labels": labels.tolist(),
+        "predictions": predictions[shown].tolist(),
+        "pixels": _base64(pixels.contiguous().numpy().tobytes()),
+    }
 
 
 def _floats(values: Tensor) -> str:
     """Little-endian float32, as every browser's arrays are, in base64."""
     return _base64(values.detach().cpu().contiguous().numpy().astype("<f4").tobytes())
-
-
-def _bytes(values: Tensor) -> str:
-    return _base64(values.contiguous().numpy().tobytes())
 
 
 def _base64(content: bytes) -> str:

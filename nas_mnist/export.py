@@ -2,7 +2,7 @@
 
 The folder is made under another name beside its place and put there when it is whole. Nothing goes out that was not
 checked: the weights classify as many test images as retraining saw, and the generated module and the ONNX file give the
-logits of the trained network on the whole test set.
+logits of the trained network on the whole test set. The page needs a browser to be checked; the tests do that.
 """
 
 import contextlib

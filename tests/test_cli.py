@@ -109,6 +109,7 @@ BAD = [
     ("baselines era1a8", "there is no reference system 'era1a8': choose one of era1a7"),
     ("baselines --seeds 0", "argument --seeds: must be 1 to 1,000, not 0"),
     ("baselines --storage mysql://a:secret@localhost/x", "not installed"),
+    ("demo", "solution/solution.json cannot be read (No such file or directory)"),
     ("", "COMMAND"),
     ("serach", "invalid choice"),
 ]

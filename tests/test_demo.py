@@ -7,6 +7,7 @@ import pytest
 import torch
 from optuna import create_study
 from optuna.samplers import RandomSampler
+from torch.nn import functional as F
 
 from nas_mnist import cli, data, demo, digit, predict
 from nas_mnist.architecture import parse
@@ -18,6 +19,7 @@ from nas_mnist.task import MAX_PARAMS
 from nas_mnist.zoo import ZOO
 
 MAX_BYTES = 500_000
+MEAN, STD = MNIST.normalisation.mean, MNIST.normalisation.std
 TOLERANCE = 1e-4
 CLASSIFY = "pixels => classify(decodeBytes(pixels))"
 # What the reference systems and the space leave out: other kernels and strides, biases, no norm, odd sides.
@@ -80,10 +82,10 @@ def random_network(architecture, seed):
     return network
 
 
-def page_of(network, test_images, predictions=None):
-    record = dict.fromkeys(demo.FACTS, 0) | {"architecture": str(network.architecture), "diverged_seeds": []}
+def page_of(network, test_images, predictions=None, **record):
+    plain = dict.fromkeys(demo.FACTS, 0) | {"architecture": str(network.architecture)}
     predictions = test_images.labels if predictions is None else predictions
-    return demo.page(network, record | {"runs": [None]}, MNIST, test_images, predictions)
+    return demo.page(network, plain | {"diverged_seeds": [], "runs": [None]} | record, MNIST, test_images, predictions)
 
 
 def assert_agrees(page, tmp_path, test_images, architecture, seed):
@@ -183,12 +185,28 @@ def test_strokes_of_the_mouse_are_prepared_and_read_as_predict_does(opened, solu
     draw(opened, strokes)
     expected = digit.prepare(ink_on_pad(opened))
     image = torch.tensor(opened.evaluate("Array.from(shown.image)")).reshape(28, 28)
-    assert ((image - 0.1307) / 0.3081 - expected[0, 0]).abs().max() < 1e-3
+    assert ((image - MEAN) / STD - expected[0, 0]).abs().max() < 1e-3
     with torch.no_grad():
         probabilities = predict.load(solution).network(expected).softmax(1)[0]
     torch.testing.assert_close(torch.tensor(heights(opened)), 100 * probabilities, atol=0.05, rtol=0)
     assert opened.locator("#digit").inner_text() == str(probabilities.argmax().item())
     assert opened.locator("#status").inner_text().startswith(str(probabilities.argmax().item()))
+
+
+@pytest.mark.parametrize("side", [28, 64, 448])  # enlarged, made smaller, and much smaller
+def test_any_ink_is_prepared_as_predict_does(opened, test_images, side):
+    script = "([ink, side]) => Array.from(prepare(Float64Array.from(decodeBytes(ink), v => v / 255), side) ?? [])"
+    assert opened.evaluate(script, [encoded(torch.full((side, side), 25, dtype=torch.uint8)), side]) == []  # too faint
+    generator = torch.Generator().manual_seed(side)
+    for n in range(12):
+        ink, rows = torch.zeros(side, side), torch.randint(16, 28, (2,), generator=generator)
+        part = test_images.pixels[n][: rows[0], : rows[1]][None, None].float()
+        size = [max(1, side * length // 40) for length in part.shape[2:]]
+        ink[2 : 2 + size[0], 5 : 5 + size[1]] = F.interpolate(part, size=size, mode="bilinear")[0, 0]
+        ink = ink.round().to(torch.uint8)
+        found = torch.tensor(opened.evaluate(script, [encoded(ink), side]))
+        expected = digit.prepare(ink / 255) * STD + MEAN
+        assert (found - expected.flatten()).abs().max() < 1e-3
 
 
 def test_every_stroke_changes_the_bars_and_can_be_taken_back(opened):
@@ -219,6 +237,18 @@ def test_feature_maps_show_every_layer_of_the_drawing(opened, solution):
             script = f"Array.from({canvas}.getContext('2d').getImageData(0, 0, {canvas}.width, {canvas}.width).data)"
             opacity = torch.tensor(opened.evaluate(script)).reshape(x.shape[2], x.shape[3], 4)[..., 3]
             assert (opacity / 255 - x[0, channel].abs() / largest).abs().max() < 0.01
+
+
+def test_feature_maps_follow_the_theme(opened):
+    draw(opened, SEVEN)
+    colours = []
+    for scheme in ("light", "dark"):
+        opened.emulate_media(color_scheme=scheme)
+        settle(opened)
+        pixel = "Array.from(panels.at(-1).canvases[7].getContext('2d').getImageData(0, 0, 1, 1).data)"
+        colours.append(opened.evaluate(pixel))
+    light, dark = colours
+    assert sum(dark[:3]) > sum(light[:3]) and light[3] == dark[3] > 0
 
 
 def test_digit_can_be_drawn_with_the_keyboard_alone(opened):
@@ -258,6 +288,8 @@ def test_every_wrong_image_can_be_clicked_and_shows_what_the_network_says(opened
     assert len(set(wrong)) == min(len(all_wrong), demo.MAX_WRONG) > 0 and set(wrong) <= set(all_wrong)
     labels = opened.locator("#wrong label")
     assert labels.all_inner_texts() == [f"{test_images.labels[i]} → {predictions[i]}" for i in wrong]
+    again = "wrongImages.map(image => forward(image).at(-1).values).map(v => v.indexOf(Math.max(...v)))"
+    assert opened.evaluate(again) == predictions[wrong].tolist()
     for n in (0, len(wrong) // 2, len(wrong) - 1):
         labels.nth(n).click()
         assert opened.locator("#digit").inner_text() == str(predictions[wrong[n]].item())
@@ -301,15 +333,27 @@ def test_file_is_small_whole_and_tells_the_truth_about_the_network(opened, solut
     record = json.loads((solution / "solution.json").read_text())
     content = (solution / "demo.html").read_bytes()
     assert len(content) < MAX_BYTES and b"{{" not in content and "demo.html" in record["sha256"]
-    head = opened.locator("header").inner_text()
+    head = opened.locator("header").inner_text() + opened.locator("#facts").inner_text()
     n_wrong = round(10_000 * (1 - record["test_accuracy"]))
     for part in (
         str(retrained.candidate.architecture),
         f"{record['n_parameters']:,}",
         f"{100 * record['test_accuracy']:.2f} %",
         f"{n_wrong:,} of 10,000 wrong",
-        "of 60,000 images",
+        "the spread is not known",
+        "all training images",
     ):
+        assert part in head
+
+
+def test_head_gives_mean_and_spread_and_tells_of_what_went_wrong(page, tmp_path, test_images):
+    record = {"mean_test_accuracy": 0.99526, "standard_deviation": 0.0009, "n_train_images": 6000, "exported_seed": 1}
+    network = random_network(ZOO["lite-m2"].architecture, seed=0)
+    text = page_of(network, test_images, **record, diverged_seeds=[0], runs=[None] * 4)
+    (tmp_path / "demo.html").write_text(text, encoding="utf-8")
+    page.goto((tmp_path / "demo.html").as_uri())
+    head = page.locator("#facts").inner_text()
+    for part in ("Mean of 4 seeds", "99.53 ± 0.09 %", "this is seed 1; 1 more diverged", "of 60,000 training images"):
         assert part in head
 
 
