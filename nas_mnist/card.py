@@ -196,12 +196,7 @@ def _log(retrained: Retrained) -> str:
 
 
 def _recipe(recipe: dict[str, Any]) -> str:
-    flat = {**recipe, **recipe["augmentation"]}
-    del flat["augmentation"]
-    rows = [
-        f"| {name.replace('_', ' ')} | {f'{value:.4g}' if isinstance(value, float) else value} |"
-        for name, value in flat.items()
-    ]
+    rows = [f"| {name} | {value} |" for name, value in report.recipe_values(recipe).items()]
     return "\n".join(["| | |", "| --- | --- |", *rows])
 
 

@@ -338,6 +338,29 @@ def _dashboard(arguments) -> int:
     return 0
 
 
+# --- report ----------------------------------------------------------------------------------------------------------
+
+
+def _add_report(commands) -> None:
+    parser = _command(commands, "report", _report, "write a study as one HTML page: figures, best candidates, settings")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("report"),
+        metavar="DIR",
+        help="the folder to write index.html into (default: %(default)s)",
+    )
+    _add_storage(parser)
+
+
+def _report(arguments) -> int:
+    from nas_mnist import study, study_report
+
+    path = study_report.write(study.Storage.parse(arguments.storage), arguments.study, arguments.out)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, one file that any browser opens without a network")
+    return 0
+
+
 # --- describe --------------------------------------------------------------------------------------------------------
 
 
@@ -757,6 +780,7 @@ COMMANDS = (
     _add_search,
     _add_show,
     _add_dashboard,
+    _add_report,
     _add_confirm,
     _add_retrain,
     _add_baselines,

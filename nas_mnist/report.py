@@ -147,6 +147,16 @@ def budget_line(n_parameters: int, max_params: int) -> Text:
     return Text(f"✗ {n_parameters:,} parameters: not fewer than {max_params:,}, {-left:,} too many", "red")
 
 
+def recipe_values(recipe: dict[str, Any]) -> dict[str, str]:
+    """A recipe's values by name, as people read them; `recipe` as `dataclasses.asdict` makes it."""
+    flat = {**recipe, **recipe["augmentation"]}
+    del flat["augmentation"]
+    return {
+        name.replace("_", " "): f"{value:.4g}" if isinstance(value, float) else str(value)
+        for name, value in flat.items()
+    }
+
+
 # --- learning-rate range test ----------------------------------------------------------------------------------------
 
 

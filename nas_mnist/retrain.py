@@ -19,7 +19,7 @@ from torch import Tensor
 from nas_mnist import confirm, study
 from nas_mnist.artifacts import Artifacts
 from nas_mnist.data import Split, load_test, load_train, prepare, search_split
-from nas_mnist.datasets import MNIST, Dataset
+from nas_mnist.datasets import DATASETS, MNIST, Dataset
 from nas_mnist.errors import BudgetError, StudyError
 from nas_mnist.jobs import FINISHED, Job, JobStarted, Objective, Queue, job_of, run_jobs
 from nas_mnist.network import build, count_parameters
@@ -95,7 +95,7 @@ class Retrained:
     search_score: float | None
     confirmation: dict[str, Any] | None
     runs: tuple[Run, ...]  # by seed, those that diverged left out
-    weights: dict[str, Tensor]  # of the first of them
+    weights: dict[str, Tensor]  # of the first of them; none where only the results were asked for
     diverged: tuple[int, ...] = ()  # seeds
     n_train_images: int = MNIST.n_train_images
     dataset: Dataset = MNIST
@@ -217,21 +217,46 @@ def load(storage: study.Storage, study_name: str, chosen: Chosen | None = None) 
     found = study.load(opened, name)
     ended = found.get_trials(deepcopy=False, states=FINISHED)
     chosen = chosen or _last_chosen(ended)
-    own = [trial for trial in ended if chosen and job_of(trial)["candidate"] == chosen.candidate.to_dict()]
-    own.sort(key=lambda trial: job_of(trial)["seed"])
+    own = _trials_of(chosen, ended) if chosen else []
     complete = [trial for trial in own if trial.state == TrialState.COMPLETE]
     if not complete:
         raise _nothing_retrained(chosen, own)
+    return _retrained(found, chosen, own, _read_weights(storage, found, complete[0]))
+
+
+def results(opened: RDBStorage, study_name: str) -> list[Retrained]:
+    """Every candidate that was retrained, the last one first, without weights; those that always diverged left out."""
+    name = f"{study_name}-retrain"
+    if name not in study.names(opened):
+        return []
+    found = study.load(opened, name)
+    left, all_results = found.get_trials(deepcopy=False, states=FINISHED), []
+    while left:
+        chosen = _last_chosen(left)
+        own = _trials_of(chosen, left)
+        if any(trial.state == TrialState.COMPLETE for trial in own):
+            all_results.append(_retrained(found, chosen, own, {}))
+        left = [trial for trial in left if trial not in own]
+    return all_results
+
+
+def _trials_of(chosen: Chosen, ended: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Those of one candidate, by seed."""
+    own = [trial for trial in ended if job_of(trial)["candidate"] == chosen.candidate.to_dict()]
+    return sorted(own, key=lambda trial: job_of(trial)["seed"])
+
+
+def _retrained(found: optuna.Study, chosen: Chosen, own: list[FrozenTrial], weights: dict[str, Tensor]) -> Retrained:
     return Retrained(
         chosen.candidate,
         chosen.trial,
         chosen.search_score,
         chosen.confirmation,
-        tuple(_run(trial) for trial in complete),
-        _read_weights(storage, found, complete[0]),
-        tuple(job_of(trial)["seed"] for trial in own if trial not in complete),
+        tuple(_run(trial) for trial in own if trial.state == TrialState.COMPLETE),
+        weights,
+        tuple(job_of(trial)["seed"] for trial in own if trial.state != TrialState.COMPLETE),
         found.user_attrs["identity"]["train_images"],
-        study.dataset_of(storage, name),
+        DATASETS[found.user_attrs["identity"]["dataset"]],
     )
 
 

@@ -80,7 +80,7 @@ def accuracy_against_parameters(
     x, y = [*_sizes(front), max(sizes)], [*(_error(t.value) for t in front), _error(front[-1].value)]
     line = {"color": BLUE, "shape": "hv", "width": 2}
     figure.add_scatter(x=x, y=y, mode="lines", name="Pareto front of the trials", line=line, hoverinfo="skip")
-    errors += _add_references(figure) + _add_confirmed(figure, confirmed) + _add_retrained(figure, retrained)
+    errors += _add_retrained(figure, retrained) + _add_references(figure) + _add_confirmed(figure, confirmed)
     figure.add_vline(max_params, line={"color": GREY, "dash": "dash", "width": 1})
     figure.update_xaxes(tickformat=",", range=[0, 1.04 * max(max_params, *sizes)])
     return _show_errors_as_accuracy(figure, errors)
@@ -125,7 +125,9 @@ def _add_references(figure: go.Figure) -> list[float]:
 
 def _add_confirmed(figure: go.Figure, confirmed: Sequence[Confirmed]) -> list[float]:
     errors = [_error(c.mean) for c in confirmed]
-    hover = [f"trial {c.trial}, confirmed: {_mean(c.mean, c.standard_deviation, len(c.accuracies))}" for c in confirmed]
+    hover = [
+        f"trial {c.trial}, confirmed: {mean_text(c.mean, c.standard_deviation, len(c.accuracies))}" for c in confirmed
+    ]
     if confirmed:
         name = "confirmed (mean on fresh folds)"
         _points(figure, name, [c.n_parameters for c in confirmed], errors, hover, GREEN, "diamond", size=11)
@@ -135,20 +137,22 @@ def _add_confirmed(figure: go.Figure, confirmed: Sequence[Confirmed]) -> list[fl
 def _add_retrained(figure: go.Figure, retrained: Sequence[Retrained]) -> list[float]:
     errors = [_error(r.mean) for r in retrained]
     hover = [
-        f"{_name(r)}, retrained: {_mean(r.mean, r.standard_deviation, len(r.runs))} of the test set" for r in retrained
+        f"{name_of(r)}, retrained: {mean_text(r.mean, r.standard_deviation, len(r.runs))} of the test set"
+        for r in retrained
     ]
     if retrained:
         name = "retrained (test set, mean over seeds)"
         sizes = [r.candidate.architecture.n_parameters for r in retrained]
-        _points(figure, name, sizes, errors, hover, VERMILLION, "star", size=15)
+        _points(figure, name, sizes, errors, hover, VERMILLION, "star", size=26)
     return errors
 
 
-def _name(retrained: Retrained) -> str:
+def name_of(retrained: Retrained) -> str:
     return "a named architecture" if retrained.trial is None else f"trial {retrained.trial}"
 
 
-def _mean(mean: float, deviation: float | None, n: int) -> str:
+def mean_text(mean: float, deviation: float | None, n: int) -> str:
+    """99.40% ± 0.03 (n = 3), from fractions."""
     return f"{mean:.2%}" + ("" if deviation is None else f" ± {100 * deviation:.2f}") + f" (n = {n})"
 
 

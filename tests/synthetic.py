@@ -9,7 +9,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas_mnist import space, study
+from nas_mnist.confirm import Confirmed
+from nas_mnist.retrain import Retrained, Run
 from nas_mnist.search import SearchSettings
+from nas_mnist.training import EpochResult
 
 START = datetime(2026, 1, 5, 8, 0)
 MINUTE = timedelta(minutes=1)
@@ -79,3 +82,33 @@ def _draw(rng: np.random.Generator, distribution: BaseDistribution):
     if distribution.log:
         return float(np.exp(rng.uniform(np.log(distribution.low), np.log(distribution.high))))
     return float(rng.uniform(distribution.low, distribution.high))
+
+
+def confirm_trial(trial: FrozenTrial, *, given_up: bool = False) -> Confirmed:
+    """What a confirmation on four folds might have made of a finished trial."""
+    accuracies = tuple(trial.value - 0.0005 - 0.0001 * k for k in range(4))
+    attributes = trial.user_attrs
+    return Confirmed(
+        trial.number,
+        attributes["architecture"],
+        attributes["n_parameters"],
+        trial.value,
+        accuracies,
+        folds=4,
+        seeds=1,
+        given_up=given_up,
+    )
+
+
+def retrain_trial(trial: FrozenTrial) -> Retrained:
+    """What retraining a finished trial with three seeds might have come to."""
+    candidate = space.Candidate.from_dict(trial.user_attrs)
+    runs = tuple(
+        Run(seed, tuple(_epoch(e, 0.99 + 0.0003 * e + 0.0002 * seed) for e in range(1, 16)), 60.0, "CPU", "torch")
+        for seed in range(3)
+    )
+    return Retrained(candidate, trial.number, trial.value, None, runs, {})
+
+
+def _epoch(number: int, accuracy: float) -> EpochResult:
+    return EpochResult(number, 0.1, 0.98, 0.03, accuracy, learning_rate=0.1, train_seconds=3.5, val_seconds=0.5)
