@@ -35,14 +35,16 @@ OUTCOMES = {
     "failed": VERMILLION,
     "running": SKY,
 }
-_AXIS = {"gridcolor": "#e3e6eb", "linecolor": "#9aa1ac", "zeroline": False, "automargin": True, "title_standoff": 8}
+_AXIS = {"gridcolor": "#e3e6eb", "linecolor": "#9aa1ac", "zeroline": False, "title_standoff": 8}
+_CLOCK = [{"dtickrange": [None, 86_399_999], "value": "%H:%M"}, {"dtickrange": [86_400_000, None], "value": "%-d %b"}]
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#1b1f27"},
         "paper_bgcolor": "#ffffff",
         "plot_bgcolor": "#ffffff",
-        "xaxis": _AXIS,
-        "yaxis": _AXIS,
+        # Room for labels across the axis alone: with room along it too, plotly may not come to rest.
+        "xaxis": {**_AXIS, "automargin": "height"},
+        "yaxis": {**_AXIS, "automargin": "width"},
         "legend": {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0, "xref": "paper"},
         "margin": {"l": 10, "r": 14, "t": 14, "b": 10},
         "hoverlabel": {"align": "left", "font": {"size": 12}},
@@ -192,7 +194,7 @@ def learning_curves(trials: Sequence[FrozenTrial], n_best: int = N_BEST) -> go.F
     rest = [t for t in trained if t.number not in highlighted]
     finished = [t for t in rest if outcome(t) == "finished"]
     figure = _figure("epoch", "validation accuracy in %", 480)
-    _curves(figure, "pruned, diverged, failed or running", [t for t in rest if t not in finished], GREY, 1, "dot", 0.55)
+    _curves(figure, "pruned, diverged, failed or running", [t for t in rest if t not in finished], GREY, 1, "dot", 0.75)
     _curves(figure, "other finished trials", finished, SKY, 1, "solid", 0.6)
     _curves(figure, f"the next {len(best) - 1}", best[1:], BLUE, 1.8, "solid", 0.9)
     _curves(figure, "the best", best[:1], VERMILLION, 3, "solid", 1.0)
@@ -207,21 +209,22 @@ def _curves(
     """The curves of these trials as one trace with gaps: hundreds of traces would be slow and fill the legend."""
     if not trials:
         return
-    x, y, hover = [], [], []
+    x, y, hover, sizes = [], [], [], []
     for trial in trials:
         values = sorted(trial.intermediate_values.items())
+        # Without a mark, a curve of one epoch would not be seen.
+        sizes += [5 if len(trials) == 1 or len(values) == 1 else 0] * len(values) + [0]
         x += [*(epoch for epoch, _ in values), None]
         y += [*(_error(value) for _, value in values), None]
         hover += [*(f"trial {trial.number}, epoch {epoch}: {value:.2%}" for epoch, value in values), ""]
     line = {"color": colour, "width": width, "dash": dash}
-    mode = "lines+markers" if len(trials) == 1 or any(len(t.intermediate_values) == 1 for t in trials) else "lines"
     figure.add_scatter(
         x=x,
         y=y,
-        mode=mode,
+        mode="lines+markers" if any(sizes) else "lines",
         name=name,
         line=line,
-        marker={"size": 4 if len(trials) > 1 else 6},
+        marker={"size": sizes, "line": {"width": 0}} if any(sizes) else None,
         opacity=opacity,
         connectgaps=False,
         customdata=hover,
@@ -318,7 +321,7 @@ def timeline(trials: Sequence[FrozenTrial]) -> go.Figure:
     if not begun:
         raise NothingToDraw("No trial has been started yet, so there is no timeline.")
     workers = list(dict.fromkeys(map(_worker, begun)))
-    figure = _figure("", "", 150 + 26 * len(workers))
+    figure = _figure(f"from {begun[0].datetime_start:%Y-%m-%d %H:%M}", "", 150 + 26 * len(workers))
     for kind, colour in OUTCOMES.items():
         own = [t for t in begun if outcome(t) == kind]
         if not own:
@@ -335,7 +338,7 @@ def timeline(trials: Sequence[FrozenTrial]) -> go.Figure:
         )
     names = [f"worker {i}" for i in range(1, len(workers) + 1)]
     figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], showgrid=False)
-    figure.update_xaxes(type="date").update_layout(barmode="overlay")
+    figure.update_xaxes(type="date", tickformatstops=_CLOCK, tickangle=0, nticks=6).update_layout(barmode="overlay")
     return figure
 
 

@@ -44,6 +44,12 @@ def test_every_seed_meets_the_test_set_and_the_weights_of_the_first_are_kept(set
     again = run(replace(settings, n_seeds=1))  # nothing is trained twice, and all seeds there are count
     assert again.runs == retrained.runs
     assert retrain.load(settings.storage, "nas-mnist").runs == retrained.runs
+    (result,) = retrain.results(settings.storage.open(), "nas-mnist")
+    assert (result.candidate, result.runs, result.weights) == (CANDIDATE, retrained.runs, {})
+
+
+def test_nothing_retrained_has_no_results(settings):
+    assert retrain.results(settings.storage.open(create=True), "nas-mnist") == []
 
 
 def test_weights_that_are_gone_are_one_clear_line(settings):

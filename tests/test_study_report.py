@@ -162,6 +162,7 @@ def open_page(page):
     """Open a page and wait until its figures are drawn; what it asks the network for is in `page.requests`."""
     page.requests = []
     page.on("request", lambda request: page.requests.append(request.url))
+    page.on("console", lambda message: page.complaints.append(message.text))  # warnings too
 
     def open_page(path, **viewport):
         if viewport:
@@ -247,7 +248,9 @@ def test_dark_readers_get_dark_figures_and_paper_gets_light_ones(report_file, op
 
 def test_printed_figures_stay_on_one_page_with_their_titles(report_file, open_page, screenshots):
     pdf = screenshots / "report.pdf"
-    open_page(report_file).pdf(path=pdf, format="A4", print_background=True)
+    page = open_page(report_file)
+    page.pdf(path=pdf, format="A4", print_background=True)
+    assert page.complaints == []
     document = pypdfium2.PdfDocument(pdf)
     pages = [sheet.get_textpage().get_text_range() for sheet in document]
     for title, axis in (("Optimisation history", "best so far"), ("Parameter importance", "share of the importance")):
