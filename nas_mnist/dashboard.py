@@ -96,15 +96,17 @@ def publish(storage: Storage, study_name: str, data_dir: Path) -> None:
             # Their data or weights may be on another machine: the rest is worth showing without.
             with contextlib.suppress(StudyError, DataError):
                 _draw_pictures(artifacts, kept, data_dir, dataset)
-            _save_plots(found, trials)
+            _save_plots(found, trials, dataset)
         _write_trial_notes(artifacts, trials)
         save_note(found, _study_note(artifacts, trials, best))
 
 
-def _save_plots(found: optuna.Study, trials: list[FrozenTrial]) -> None:
+def _save_plots(found: optuna.Study, trials: list[FrozenTrial], dataset: Dataset) -> None:
     identity = found.user_attrs["identity"]
     plots = {
-        "accuracy against parameters": lambda: accuracy_against_parameters(trials, identity["max_params"]),
+        "accuracy against parameters": lambda: accuracy_against_parameters(
+            trials, identity["max_params"], dataset=dataset
+        ),
         "learning curves of the best ten": lambda: learning_curves(trials),
         "epochs spent": lambda: epochs_spent(trials, identity["epochs"]),
     }

@@ -13,6 +13,7 @@ from typing import Any
 
 import optuna
 import torch
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
@@ -256,7 +257,7 @@ def _retrained(found: optuna.Study, chosen: Chosen, own: list[FrozenTrial], weig
         weights,
         tuple(job_of(trial)["seed"] for trial in own if trial.state != TrialState.COMPLETE),
         found.user_attrs["identity"]["train_images"],
-        DATASETS[found.user_attrs["identity"]["dataset"]],
+        DATASETS[found.user_attrs["identity"].get("dataset", MNIST.name)],
     )
 
 

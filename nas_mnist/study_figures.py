@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas_mnist import search, study
 from nas_mnist.confirm import Confirmed
+from nas_mnist.datasets import MNIST, Dataset
 from nas_mnist.retrain import Retrained
 from nas_mnist.zoo import ZOO
 
@@ -66,11 +67,12 @@ def accuracy_against_parameters(
     max_params: int,
     confirmed: Sequence[Confirmed] = (),
     retrained: Sequence[Retrained] = (),
+    dataset: Dataset = MNIST,
 ) -> go.Figure:
     """Finished trials with their Pareto front, and the reference systems, lettered as `reference_letters` has them.
 
-    Trials and confirmations are accuracies of validation images; those of the reference systems and of retrained
-    candidates are of the test set.
+    Trials and confirmations are accuracies of validation images; those of the reference systems, of which there are
+    none on another dataset than MNIST, and of retrained candidates are of the test set.
     """
     best = search.leaderboard(trials)
     if not best:
@@ -82,7 +84,9 @@ def accuracy_against_parameters(
     x, y = [*_sizes(front), max(sizes)], [*(_error(t.value) for t in front), _error(front[-1].value)]
     line = {"color": BLUE, "shape": "hv", "width": 2}
     figure.add_scatter(x=x, y=y, mode="lines", name="Pareto front of the trials", line=line, hoverinfo="skip")
-    errors += _add_retrained(figure, retrained) + _add_references(figure) + _add_confirmed(figure, confirmed)
+    errors += _add_retrained(figure, retrained) + _add_confirmed(figure, confirmed)
+    if dataset == MNIST:
+        errors += _add_references(figure)
     figure.add_vline(max_params, line={"color": GREY, "dash": "dash", "width": 1})
     figure.update_xaxes(tickformat=",", range=[0, 1.04 * max(max_params, *sizes)])
     return _show_errors_as_accuracy(figure, errors)

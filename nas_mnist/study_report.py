@@ -6,6 +6,7 @@ scripts that may run and no address to fetch from. Text from the database is esc
 
 import base64
 import hashlib
+import math
 import os
 import tempfile
 from collections import Counter
@@ -28,6 +29,8 @@ from nas_mnist import confirm, drawing, report, retrain, search, study
 from nas_mnist import study_figures as figures
 from nas_mnist.architecture import parse
 from nas_mnist.confirm import Confirmed
+from nas_mnist.data import n_search_images
+from nas_mnist.datasets import DATASETS, MNIST, Dataset
 from nas_mnist.display import duration
 from nas_mnist.errors import ArchitectureError, NasMnistError, StudyError
 from nas_mnist.retrain import Retrained
@@ -85,21 +88,24 @@ def page(found: optuna.Study, ranking: Sequence[Confirmed] = (), retrained: Sequ
     identity = found.user_attrs.get("identity", {})
     if not {"max_params", "epochs", "space"} <= identity.keys():
         raise StudyError(f"study {found.study_name!r} is not a search, so there is nothing to report: see --study")
+    dataset = DATASETS[identity.get("dataset", MNIST.name)]
     trials = found.get_trials(deepcopy=False)
-    drawn, missing = _draw(_figures(found, trials, identity, ranking, retrained))
+    drawn, missing = _draw(_figures(found, trials, identity, dataset, ranking, retrained))
     scripts = {"plotly": get_plotlyjs(), "page": _resource("study_report.js")}
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"percent": _percent, "spread": _spread, "duration": duration}
+    environment.filters |= {"error": _standard_error, "percent": _percent, "spread": _spread, "duration": duration}
     return environment.from_string(_resource("study_report.html")).render(
         name=found.study_name,
         now=datetime.now(),
         identity=identity,
+        dataset=dataset,
+        n_val_images=dataset.n_train_images - n_search_images(dataset),
         progress=study.progress(trials),
         summary=_summary(trials, identity["epochs"], ranking, retrained),
         settings=_settings(found, trials, identity),
         candidates=_candidates(trials),
         front=_front(trials),
-        references=[(letter, ZOO[name]) for name, letter in figures.reference_letters().items()],
+        references=[(letter, ZOO[name]) for name, letter in figures.reference_letters().items() if dataset == MNIST],
         ranking=ranking,
         lead=_lead(ranking),
         retrained=retrained,
@@ -128,12 +134,13 @@ def _figures(
     found: optuna.Study,
     trials: Sequence[FrozenTrial],
     identity: dict[str, Any],
+    dataset: Dataset,
     ranking: Sequence[Confirmed],
     retrained: Sequence[Retrained],
 ) -> dict[str, Callable[[], go.Figure]]:
     max_params, epochs = identity["max_params"], identity["epochs"]
     return {
-        "accuracy": partial(figures.accuracy_against_parameters, trials, max_params, ranking, retrained),
+        "accuracy": partial(figures.accuracy_against_parameters, trials, max_params, ranking, retrained, dataset),
         "history": partial(figures.optimisation_history, trials),
         "curves": partial(figures.learning_curves, trials),
         "epochs": partial(figures.epochs_spent, trials, epochs),
@@ -284,6 +291,11 @@ def _why(trial: FrozenTrial) -> str:
 
 def _percent(fraction: float, digits: int = 2) -> str:
     return f"{fraction:.{digits}%}"
+
+
+def _standard_error(accuracy: float, n_images: int) -> str:
+    """Of an accuracy that n images were asked for, in points."""
+    return f"{100 * math.sqrt(accuracy * (1 - accuracy) / n_images):.2g}"
 
 
 def _spread(deviation: float | None) -> str:

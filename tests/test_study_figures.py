@@ -8,6 +8,7 @@ from synthetic import draw_trial, draw_trials, new_study
 
 from nas_mnist import study_figures as figures
 from nas_mnist.confirm import Confirmed
+from nas_mnist.datasets import DATASETS
 from nas_mnist.study_figures import NothingToDraw
 from nas_mnist.zoo import ZOO
 
@@ -46,6 +47,11 @@ def test_published_accuracies_are_named_as_test_accuracies_apart_from_validation
     assert all(name in hover for name, hover in zip(ZOO, published.customdata, strict=True))
     trials = _trace(figure, "trials")
     assert "validation" in trials.name and len(trials.x) == sum(figures.outcome(t) == "finished" for t in many)
+
+
+def test_nothing_was_published_of_another_dataset(many):
+    names = [t.name for t in figures.accuracy_against_parameters(many, 8000, dataset=DATASETS["kmnist"]).data]
+    assert len(names) == 2 and not any("published" in name for name in names)
 
 
 def test_confirmed_means_stand_beside_what_the_search_believed(many):

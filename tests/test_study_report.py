@@ -9,6 +9,7 @@ from PIL import Image
 from synthetic import confirm_trial, draw_trial, draw_trials, new_study, retrain_trial
 
 from nas_mnist import cli, study, study_report
+from nas_mnist.datasets import DATASETS
 from nas_mnist.errors import NasMnistError, StudyError
 from nas_mnist.search import leaderboard
 from nas_mnist.study import Storage
@@ -92,6 +93,18 @@ def test_each_of_the_best_has_a_drawing_its_line_and_its_recipe(long_search, rep
     for trial in best:
         assert f"<code>{trial.user_attrs['architecture']}</code>" in section
         assert f"learning rate <b>{trial.user_attrs['recipe']['learning_rate']:.4g}</b>" in section
+
+
+def test_another_dataset_is_named_and_has_no_reference_systems():
+    html = study_report.page(new_study([draw_trial(0)], dataset=DATASETS["kmnist"]))
+    assert "the best network on Kuzushiji-MNIST" in html and "published" not in _section(html, "accuracy")
+    assert "eva-drilldown" not in html
+
+
+def test_the_standard_error_is_that_of_the_validation_images():
+    assert study_report._standard_error(0.995, 10_000) == "0.071"
+    html = study_report.page(new_study([draw_trial(0)]))
+    assert "10,000 <em>validation</em>" in html
 
 
 def test_failures_come_with_their_reason(report_file):
