@@ -1,9 +1,9 @@
-# make search, make test and make bench work in a fresh clone: the first of them makes .venv and installs into it.
+# Every target works in a fresh clone: the first of them makes .venv and installs into it.
 PYTHON ?= python3
 TRIALS ?= 100
 VENV := .venv
 
-.PHONY: search test bench lint clean
+.PHONY: search test bench scaling lint clean
 
 search: $(VENV)/installed
 	$(VENV)/bin/nas-mnist search --trials $(TRIALS)
@@ -13,6 +13,9 @@ test: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(VENV)/bin/python tests/benchmarks/bench.py
+
+scaling: $(VENV)/installed
+	$(VENV)/bin/python tests/benchmarks/scaling.py
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

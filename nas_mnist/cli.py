@@ -5,6 +5,7 @@ A domain error becomes one line on stderr and exit code 2. Only the standard lib
 """
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -14,7 +15,7 @@ import warnings
 from pathlib import Path
 
 from nas_mnist.datasets import DATASETS, MNIST
-from nas_mnist.errors import NasMnistError, explain, shown
+from nas_mnist.errors import DeviceError, NasMnistError, explain, shown
 from nas_mnist.signals import stopped_once
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
 
@@ -219,6 +220,9 @@ def _add_search(commands) -> None:
         help="keep weights and pictures of the best K candidates (default: %(default)s)",
     )
     _add_workers(parser)
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="place the workers on this Ray cluster; auto: the one of this machine"
+    )
     _add_storage(parser)
     _add_dataset(parser)
     _add_data_dir(parser)
@@ -231,7 +235,6 @@ def _search(arguments) -> int:
     from rich.console import Console
 
     from nas_mnist import dashboard, display, search, study
-    from nas_mnist.workers import plan_workers
 
     settings = search.SearchSettings(
         storage=study.Storage.parse(arguments.storage),
@@ -248,11 +251,13 @@ def _search(arguments) -> int:
         warm_start=arguments.warm_start,
         keep_weights=arguments.keep_weights,
     )
-    workers = plan_workers(arguments.workers, arguments.devices)
     console = Console()
-    with display.SearchDisplay(console, settings, workers, quiet=arguments.quiet, verbose=arguments.verbose) as show:
-        publisher = dashboard.Publisher(settings.storage, settings.study_name, settings.data_dir)
-        summary = search.search(settings, workers, _to_both(show, publisher))
+    publisher = dashboard.Publisher(settings.storage, settings.study_name, settings.data_dir)
+    with (
+        _placed(arguments, settings.storage) as (workers, run),
+        display.SearchDisplay(console, settings, workers, quiet=arguments.quiet, verbose=arguments.verbose) as show,
+    ):
+        summary = search.search(settings, workers, _to_both(show, publisher), run)
     dashboard.publish(settings.storage, settings.study_name, settings.data_dir)
     display.print_summary(console, settings, summary)
     console.print(f"\n{_next_steps(arguments)}", highlight=False, soft_wrap=True)
@@ -267,6 +272,26 @@ def _to_both(first, second):
         second(worker, event)
 
     return both
+
+
+@contextlib.contextmanager
+def _placed(arguments, storage):
+    """The workers, on this machine or on a Ray cluster, and what runs them."""
+    if arguments.ray is None:
+        from nas_mnist.workers import plan_workers, run_workers
+
+        yield plan_workers(arguments.workers, arguments.devices), run_workers
+        return
+    if arguments.devices:
+        raise DeviceError(
+            "--devices names those of this machine; with --ray the cluster chooses: leave one of them out"
+        )
+    try:
+        from nas_mnist import ray_workers
+    except ModuleNotFoundError:
+        raise DeviceError("Ray is not installed: pip install 'nas-mnist[ray]'") from None
+    with ray_workers.connected(arguments.ray, storage):
+        yield ray_workers.plan_workers(arguments.workers), ray_workers.run_workers
 
 
 def _next_steps(arguments) -> str:

@@ -79,8 +79,15 @@ class Summary:
     overhead: float | None  # share of the workers' time outside training; None if no worker finished
 
 
-def search(settings: SearchSettings, workers: list[Worker], on_event: Callable[[Worker | None, Any], None]) -> Summary:
+def search(
+    settings: SearchSettings,
+    workers: list[Worker],
+    on_event: Callable[[Worker | None, Any], None],
+    run: Callable[..., None] = run_workers,
+) -> Summary:
     """Search until the study has `n_trials` trained trials. Events of all workers reach `on_event`.
+
+    `run` is `run_workers`, or what does the same on other machines.
 
     Raises `KeyboardInterrupt` when stopped; what was finished is kept, what was running is queued again.
     Raises `BudgetError`, `DataError` or `StudyError` before anything is written.
@@ -101,7 +108,7 @@ def search(settings: SearchSettings, workers: list[Worker], on_event: Callable[[
 
     with stopped_once():
         try:
-            run_workers(partial(_work, settings), workers, note)
+            run(partial(_work, settings), workers, note)
         finally:
             study.take_back(settings.storage, settings.study_name)
     return summarise(settings, time.perf_counter() - start, times)
@@ -201,6 +208,7 @@ def reference_points(max_params: int) -> dict[str, Any]:
 def _work(settings: SearchSettings, worker: Worker, send: Send) -> None:
     """What one worker process does, from first to last."""
     device = torch.device(worker.device)
+    prepare(settings.data_dir, settings.dataset)  # on another node of a cluster it may be the first
     split = search_split(load_train(settings.data_dir, settings.dataset), settings.train_images)
     split = Split(split.train.to(device), split.val.to(device))
     shared = study.SharedStudy(

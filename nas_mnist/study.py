@@ -543,8 +543,16 @@ def work_off(
 
     Raises `ConnectionError` if the storage is lost in the middle; the trial is queued again once this process is gone.
     """
+
+    def attempt(trial: optuna.Trial) -> float:
+        try:
+            return objective(trial)
+        except KeyboardInterrupt:  # Ray asks a worker to stop; Optuna fails the trial, which another shall take up
+            _retry(study, copy.deepcopy(study._storage.get_trial(trial._trial_id)))
+            raise
+
     try:
-        study.optimize(objective, callbacks=[on_end])
+        study.optimize(attempt, callbacks=[on_end])
     except NoMoreTrials:
         pass
     except STORAGE_ERRORS as error:

@@ -49,7 +49,7 @@ class WorkerFailed(NasMnistError):
 
 
 @dataclass(frozen=True)
-class _Failure:
+class Failure:
     """What a worker says before it ends because of an exception; `message` alone if the user caused it."""
 
     message: str
@@ -62,7 +62,7 @@ class _Process:
     process: multiprocessing.Process
     connection: Connection
     restarts: int
-    failure: _Failure | None = None
+    failure: Failure | None = None
 
 
 def plan_workers(n_workers: int | None, devices: Sequence[str] | None) -> list[Worker]:
@@ -129,7 +129,7 @@ def _receive(process: _Process, on_event) -> bool:
         event = process.connection.recv()
     except (EOFError, OSError):  # OSError: killed in the middle of a message
         return False
-    if isinstance(event, _Failure):
+    if isinstance(event, Failure):
         process.failure = event
     else:
         process.restarts = 0 if isinstance(event, Progress) else process.restarts
@@ -185,24 +185,34 @@ def _stop(running: list[_Process]) -> None:
 def _main(work, worker: Worker, connection: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _end_with_parent()
+    try:
+        if failure := attempt(work, worker, connection.send):
+            connection.send(failure)
+            raise SystemExit(1)
+    except BrokenPipeError:
+        raise SystemExit(1) from None
+
+
+def attempt(work: Callable[[Worker, Send], None], worker: Worker, send: Send) -> Failure | None:
+    """Do the work in this process, and return what went wrong, if anything."""
     if worker.device == "cpu":
         import torch
 
         torch.set_num_threads(1)  # two processes of one thread beat one process of two
     try:
-        work(worker, connection.send)
-    except BrokenPipeError:
-        raise SystemExit(1) from None
+        work(worker, send)
+    except BrokenPipeError:  # nobody listens any more
+        raise
     except Exception as error:
-        connection.send(_failure(error))
-        raise SystemExit(1) from None
+        return _failure(error)
+    return None
 
 
-def _failure(error: Exception) -> _Failure:
+def _failure(error: Exception) -> Failure:
     if isinstance(error, NasMnistError):
-        return _Failure(str(error), final=True)
+        return Failure(str(error), final=True)
     explanation = explain(error)
-    return _Failure(explanation or traceback.format_exc().strip(), is_final(explanation))
+    return Failure(explanation or traceback.format_exc().strip(), is_final(explanation))
 
 
 def _end_with_parent() -> None:

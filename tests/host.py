@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import optuna
+from optuna.trial import FrozenTrial, TrialState
 
 from nas_mnist import study
 from nas_mnist.workers import Progress, Worker, run_workers
@@ -53,6 +54,14 @@ def main(url: str, n_trials: str, folder: str, hostname: str | None = None) -> N
     run_workers(partial(work, storage, int(n_trials), Path(folder), hostname), workers, lambda worker, event: None)
     study.take_back(storage, "s")
     print(json.dumps(study.progress(study.load(storage.open(), "s").get_trials()).trained))
+
+
+def assert_each_ran_once(trials: list[FrozenTrial], folder: Path) -> None:
+    """No trial was begun by two processes, and exactly those are complete that came to their end."""
+    started = [int(path.name.partition("-")[0]) for path in folder.glob("*.started")]
+    assert sorted(started) == sorted(set(started))
+    ended = sorted(int(path.name.partition("-")[0]) for path in folder.glob("*.ended"))
+    assert ended == [t.number for t in trials if t.state == TrialState.COMPLETE]
 
 
 if __name__ == "__main__":

@@ -91,14 +91,7 @@ def test_host_that_is_killed_whole_loses_nothing_and_the_other_finishes(storage,
         assert trial.user_attrs[study.OWNER][0].startswith("lost-host ")
         (again,) = [t for t in trials if t.system_attrs.get("retry_history") == [trial.number]]
         assert again.state == TrialState.COMPLETE and again.params == trial.params
-    assert_each_ran_once(trials, tmp_path)
-
-
-def assert_each_ran_once(trials, folder):
-    started = [int(path.name.partition("-")[0]) for path in folder.glob("*.started")]
-    assert sorted(started) == sorted(set(started))
-    ended = sorted(int(path.name.partition("-")[0]) for path in folder.glob("*.ended"))
-    assert ended == [t.number for t in trials if t.state == TrialState.COMPLETE]
+    host.assert_each_ran_once(trials, tmp_path)
 
 
 def test_two_hosts_that_begin_at_once_on_an_empty_database_join_one_study(postgresql_server, data_dir):
@@ -134,7 +127,7 @@ def test_server_that_restarts_in_the_middle_of_trials_costs_no_trial_of_the_coun
     told = [event for event in events if isinstance(event, (Outage, WorkerDied))]
     assert told, "two workers report every 0.2 s; the restart takes longer"
     assert now.failed <= sum(isinstance(event, WorkerDied) for event in told)
-    assert_each_ran_once(trials, tmp_path)
+    host.assert_each_ran_once(trials, tmp_path)
 
 
 def test_search_waits_for_a_server_that_restarts_and_says_so(postgresql_server, data_dir):
