@@ -1,15 +1,19 @@
 # Every target works in a fresh clone: the first of them makes .venv and installs into it.
 PYTHON ?= python3
 TRIALS ?= 100
+ROUNDS ?= 10
 VENV := .venv
 
-.PHONY: search test bench scaling lint clean
+.PHONY: search test soak bench scaling lint clean
 
 search: $(VENV)/installed
 	$(VENV)/bin/nas-mnist search --trials $(TRIALS)
 
 test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest
+
+soak: $(VENV)/installed
+	$(VENV)/bin/python tests/soak/soak.py --rounds $(ROUNDS)
 
 bench: $(VENV)/installed
 	$(VENV)/bin/python tests/benchmarks/bench.py

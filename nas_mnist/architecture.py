@@ -27,6 +27,7 @@ INPUT_CHANNELS = 1
 INPUT_SIDE = 28
 N_CLASSES = 10
 MAX_CHANNELS = 1024  # far above any network worth the name; keeps a typing mistake from filling the memory
+MAX_LAYERS, MAX_LINE = 100, 5000  # layers, characters; the same
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ class Architecture:
             raise ArchitectureError(f"dropout rate must be at least 0 and below 1, not {self.dropout:g}")
         if not self.layers:
             raise ArchitectureError("an architecture needs at least one layer, such as `c10k28-`")
+        if len(self.layers) > MAX_LAYERS:
+            raise ArchitectureError(f"an architecture has at most {MAX_LAYERS} layers, not {len(self.layers):,}")
         last = self.shapes[-1]
         if (last.channels, last.side) != (N_CLASSES, 1):
             raise ArchitectureError(
@@ -225,6 +228,8 @@ def parse(text: str) -> Architecture:
 
     Raises `ArchitectureError`, with the position (counted from 1) of the token that does not fit.
     """
+    if len(text) > MAX_LINE:
+        raise ArchitectureError(f"an architecture is a line of at most {MAX_LINE:,} characters, not {len(text):,}")
     line, bar, options = text.partition("|")
     layers = tuple(_parse_layer(token, position) for token, position in _tokens(line, 0))
     architecture = Architecture(layers)

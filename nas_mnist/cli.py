@@ -20,6 +20,7 @@ from nas_mnist.signals import stopped_once
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
 
 DEFAULT_STORAGE = "studies/nas_mnist.db"
+MAX_NAME = 200  # characters; other studies add to it, and a database keeps 512
 
 
 class _Parser(argparse.ArgumentParser):
@@ -97,7 +98,10 @@ def _add_storage(parser) -> None:
         "--storage", default=DEFAULT_STORAGE, metavar="URL", help="SQLite file or SQLAlchemy URL (default: %(default)s)"
     )
     parser.add_argument(
-        "--study", metavar="NAME", help=f"name of the study (default: {MNIST.study}, or nas- and another dataset)"
+        "--study",
+        type=_name,
+        metavar="NAME",
+        help=f"name of the study (default: {MNIST.study}, or nas- and another dataset)",
     )
 
 
@@ -139,6 +143,18 @@ def _at_least(low: int, high: int = 10**9):
         return value
 
     return integer
+
+
+def _name(text: str) -> str:
+    if not (text.strip() and text.isprintable() and len(text) <= MAX_NAME):
+        raise argparse.ArgumentTypeError(f"must be 1 to {MAX_NAME} characters that can be printed, not {text[:40]!r}")
+    return text
+
+
+def _host(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must be an address, such as 127.0.0.1; an empty one would mean all")
+    return text
 
 
 def _names(text: str) -> list[str]:
@@ -348,7 +364,7 @@ def _show(arguments) -> int:
 
 def _add_dashboard(commands) -> None:
     parser = _command(commands, "dashboard", _dashboard, "look at the studies in a browser, with optuna-dashboard")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--host", type=_host, default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=_at_least(1, 65535), default=8080, help="(default: %(default)s)")
     parser.add_argument("--open", action="store_true", help="open it in the browser")
     _add_storage(parser)
@@ -758,9 +774,9 @@ def _predict(arguments) -> int:
     predictions = list(predict.predict(predict.load(arguments.solution), arguments.images))
     for prediction in predictions:
         if prediction.error:
-            print(f"{prediction.path}: {prediction.error}", file=sys.stderr)
+            print(shown(f"{prediction.path}: {prediction.error}"), file=sys.stderr)
         elif not arguments.json:
-            print(f"{prediction.path}: {prediction.label} ({prediction.confidence:.1%})")
+            print(shown(f"{prediction.path}: {prediction.label} ({prediction.confidence:.1%})"))
     if arguments.json:
         print(json.dumps([asdict(prediction) for prediction in predictions], indent=2))
     return 2 if any(prediction.error for prediction in predictions) else 0

@@ -62,10 +62,9 @@ def _check_port(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError as error:
-            raise StudyError(
-                f"cannot listen on {host}:{port} ({error.strerror}): choose another with --port"
-            ) from error
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or "no name of a host"
+            raise StudyError(f"cannot listen on {host}:{port} ({reason}): choose another with --port") from error
 
 
 class Publisher:

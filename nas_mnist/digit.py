@@ -14,6 +14,8 @@ def prepare(grey: Tensor, *, mean: float = 0.1307, std: float = 0.3081, side: in
     The ink is bright, fits a box of `side` pixels, and has its centre of mass, or else the box's, in the middle of
     28×28; by default as in MNIST. Raises ValueError if there is no ink.
     """
+    if not grey.isfinite().all():
+        raise ValueError("not a picture: some of its pixels are no numbers")
     ink = (grey - paper(grey)).abs()
     if ink.max() < 0.1:
         raise ValueError("no digit to see: all pixels are alike")
@@ -88,8 +90,12 @@ def decode_png(content: bytes) -> Tensor:
         raise ValueError("this kind of PNG needs Pillow: install it, or save with 8 bits a channel")
     if not width * height:
         raise IndexError("no pixels")
+    if width * height > 4_000_000:
+        raise ValueError(f"{width}×{height} pixels are too many for a digit: make it smaller")
     n_channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
-    data = unfilter(zlib.decompress(chunks[b"IDAT"]), height, width * n_channels, n_channels)
+    n_bytes = height * (width * n_channels + 1)
+    data = zlib.decompressobj().decompress(chunks[b"IDAT"], n_bytes)  # no more, whatever it holds
+    data = unfilter(data, height, width * n_channels, n_channels)
     pixels = torch.frombuffer(data, dtype=torch.uint8).reshape(height, width, n_channels) / 255
     weights = torch.tensor([0.299, 0.587, 0.114]) if colour in (2, 6) else torch.ones(1)
     grey = (pixels[..., : len(weights)] * weights).sum(-1)

@@ -150,7 +150,7 @@ def _check_place(out: Path, force: bool) -> None:
         raise SolutionError(f"{out} exists and is not overwritten: name another folder with --out, or give --force")
     try:
         written = {RECORD, *json.loads((out / RECORD).read_bytes())["sha256"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise SolutionError(
             f"{out} is no exported solution, and only such a folder is replaced: name another with --out"
         ) from None

@@ -36,9 +36,9 @@ class RateRange:
     n_steps: int = 300
 
     def __post_init__(self):
-        if not 0 < self.lowest < self.highest:
+        if not 0 < self.lowest < self.highest < math.inf:
             raise NasMnistError(
-                f"learning rates must rise from above 0, not from {self.lowest:g} to {self.highest:g}: see --from"
+                f"learning rates must rise from above 0, not from {self.lowest:g} to {self.highest:g}: see --from, --to"
             )
         if self.n_steps < MIN_STEPS:
             raise NasMnistError(f"a range test needs at least {MIN_STEPS} steps, not {self.n_steps}: see --steps")

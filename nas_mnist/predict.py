@@ -27,6 +27,7 @@ from nas_mnist.training import evaluate
 RECORD, WEIGHTS = "solution.json", "weights.safetensors"
 SEAL = "sha256_of_the_above"  # key of the record
 MAX_PIXELS = 50_000_000  # more is no picture of a digit
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # Pillow would start other programs to read some others
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,12 @@ def read_exported(folder: Path, name: str) -> bytes:
     return content
 
 
+def check(folder: Path) -> None:
+    """Raise `SolutionError` if any file of an exported folder is missing, or not the one that was exported."""
+    for name in _read_record(folder)["sha256"]:
+        read_exported(folder, name)
+
+
 def seal(record: dict[str, Any]) -> dict[str, Any]:
     """The record with a checksum of its own, so that one that was changed is told from one that was exported."""
     plain = {name: value for name, value in record.items() if name != SEAL}
@@ -113,7 +120,7 @@ def predict(solution: Solution, paths: Iterable[str]) -> Iterator[Prediction]:
     for path in paths:
         try:
             image = prepare_digit(_grey(path), **as_trained, side=dataset.box, by_mass=dataset.by_mass)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError) as error:
             yield Prediction(path, error=_reason(error))
             continue
         with torch.no_grad():
@@ -123,14 +130,20 @@ def predict(solution: Solution, paths: Iterable[str]) -> Iterator[Prediction]:
 
 
 def _grey(path: str) -> Tensor:
-    """A picture, turned as its camera says → grey (H, W), 0 to 1."""
+    """A picture, turned as its camera says → grey (H, W), 0 to 1. Raises OSError or ValueError if it is none."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-        opened = Image.open(path)
-    with opened as picture:
-        if picture.width * picture.height > MAX_PIXELS:
-            raise ValueError(f"{picture.width}×{picture.height} pixels are too many for a digit: make it smaller")
-        picture = ImageOps.exif_transpose(picture).convert("RGBA").convert("LA")
+        warnings.simplefilter("ignore")  # of damage that Pillow mends, and of sizes above our own limit
+        try:
+            with Image.open(path, formats=FORMATS) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                picture = ImageOps.exif_transpose(picture).convert("RGBA").convert("LA")
+        except Image.DecompressionBombError:
+            raise ValueError(f"more than {MAX_PIXELS:,} pixels are too many for a digit: make it smaller") from None
+        except (OSError, ValueError):
+            raise
+        except Exception as error:  # a damaged file can make Pillow raise anything
+            raise ValueError(f"a damaged image ({_reason(error)})") from error
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(picture.height, -1, 2) / 255
     return on_paper(pixels[..., 0], pixels[..., 1])
 
@@ -144,8 +157,12 @@ def _reason(error: Exception) -> str:
 
 
 def accuracy_on_test_set(folder: Path, data_dir: Path) -> float:
-    """The fraction of the test set that the solution in this folder gets right."""
+    """The fraction of the test set that the solution in this folder gets right.
+
+    Raises `SolutionError` if any file of it is missing, or not the one that was exported.
+    """
     solution = load(folder)
+    check(folder)
     prepare(data_dir, solution.dataset)
     images = replace(load_test(data_dir, solution.dataset), normalisation=solution.normalisation)
     return evaluate(solution.network, images)[1]

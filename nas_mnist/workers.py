@@ -4,6 +4,7 @@ A worker owns nothing that matters: what it has finished is in the study's stora
 comes next finds the trials of dead workers by their owner's process (see `study.recover`).
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -187,7 +188,8 @@ def _main(work, worker: Worker, connection: Connection) -> None:
     _end_with_parent()
     try:
         if failure := attempt(work, worker, connection.send):
-            connection.send(failure)
+            with contextlib.suppress(Exception):  # there may be no memory even for that
+                connection.send(failure)
             raise SystemExit(1)
     except BrokenPipeError:
         raise SystemExit(1) from None
