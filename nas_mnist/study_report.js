@@ -14,9 +14,13 @@ const CONFIG = {
   modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]], // and none that sends the figure to a cloud
 };
 
-function layoutOf(figure, onPaper) {
-  const ink = INK[dark.matches && !onPaper ? "dark" : "light"];
-  const layout = structuredClone(figure.layout);
+function inColours(figure, isDark) {
+  const text = JSON.stringify(figure);
+  return JSON.parse(isDark ? text.replaceAll("#0072b2", "#3d9be0") : text); // the blue is too deep for the dark
+}
+
+function dress(layout, isDark, onPaper) {
+  const ink = INK[isDark ? "dark" : "light"];
   const base = layout.template.layout;
   base.font.color = ink.text;
   base.paper_bgcolor = base.plot_bgcolor = ink.ground;
@@ -29,15 +33,16 @@ function layoutOf(figure, onPaper) {
     layout.width = PAPER_WIDTH;
     layout.height *= 0.85; // two to a page
   }
-  return layout;
 }
 
 function draw(onPaper) {
+  const isDark = dark.matches && !onPaper;
   for (const [name, figure] of Object.entries(figures)) {
     const place = document.getElementById(`figure-${name}`);
-    const layout = layoutOf(figure, onPaper);
+    const { data, layout } = inColours(figure, isDark);
+    dress(layout, isDark, onPaper);
     place.style.height = `${layout.height}px`;
-    Plotly.react(place, structuredClone(figure.data), layout, CONFIG);
+    Plotly.react(place, data, layout, CONFIG);
   }
 }
 
