@@ -11,6 +11,7 @@ import mimetypes
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import optuna
 import safetensors.torch
@@ -25,6 +26,22 @@ from nas_mnist.network import Network
 WEIGHTS = "weights.safetensors"
 
 
+class _WholeFiles(FileSystemArtifactStore):
+    """A file is written under another name and renamed: what is there under its own is whole."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self._folder = folder
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        partial = self._folder / f".{artifact_id}"
+        try:
+            super().write(partial.name, content_body)
+            partial.replace(self._folder / artifact_id)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class Artifacts:
     """The files of the trials of one study."""
@@ -34,18 +51,13 @@ class Artifacts:
 
     @property
     def store(self) -> FileSystemArtifactStore:
-        return FileSystemArtifactStore(self.folder)
+        return _WholeFiles(self.folder)
 
     def add(self, trial: optuna.Trial | FrozenTrial, name: str, content: bytes) -> str:
         """Keep a file with a trial, finished or not, and return its id. An entry without its file never exists."""
         self.folder.mkdir(parents=True, exist_ok=True)
         artifact_id = str(uuid.uuid4())
-        try:
-            self.store.write(artifact_id, io.BytesIO(content))
-        except OSError:
-            with contextlib.suppress(ArtifactNotFound):
-                self.store.remove(artifact_id)
-            raise
+        self.store.write(artifact_id, io.BytesIO(content))
         mimetype, encoding = mimetypes.guess_type(name)
         entry = {
             "artifact_id": artifact_id,

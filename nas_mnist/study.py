@@ -104,6 +104,8 @@ class Storage:
             if "://" not in text:  # a file may be called what it likes: ?, # and % have a meaning in a URL
                 text = sqlalchemy.URL.create("sqlite", database=text).render_as_string()
             url = sqlalchemy.make_url(text)
+            if url.host and text.count("@") > 1:
+                raise StudyError("an @ in a storage's password is written %40, and in the rest of its URL too")
             # A database in memory would be another one in every process; other servers have no lock that we know.
             in_memory = (url.database or ":memory:").startswith((":", "file:"))
             backend = url.get_backend_name()
@@ -312,6 +314,8 @@ def _is_database(path: Path) -> bool:
 
     Optuna would write its tables into any SQLite file.
     """
+    if path.exists() and not path.is_file():
+        raise StudyError(f"{path} must be a file, and is a folder or a device: name another with --storage")
     if not path.exists() or path.stat().st_size == 0:
         return False
     try:
@@ -322,6 +326,9 @@ def _is_database(path: Path) -> bool:
                 connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] or name in ("studies", "trials")
                 for name in _OPTUNAS
             )
+            found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if found != "ok":  # SQLite takes what was cut off for empty
+                raise sqlite3.DatabaseError(found.replace("\n", " "))
     except sqlite3.Error as error:
         raise StudyError(
             f"{path} must be an Optuna database; SQLite says: {error}: name another with --storage"

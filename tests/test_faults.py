@@ -18,7 +18,9 @@ import psutil
 import pytest
 from optuna.trial import TrialState
 
-from nas_mnist import errors, study
+from nas_mnist import errors, export, report, retrain, study
+from nas_mnist.architecture import parse
+from nas_mnist.network import build
 from nas_mnist.signals import stopped_once
 from nas_mnist.study import SharedStudy, Storage
 from nas_mnist.workers import Progress, Worker, WorkerDied, WorkerFailed, run_workers
@@ -491,3 +493,57 @@ def test_worker_that_finds_the_disk_full_ends_the_search_with_one_line(disk):
     disk.leave(3_000_000)
     work(storage, 8)
     check(storage, 8)
+
+
+def _weigh(storage, trial):
+    network = build(parse("c8 M c12 M c16 G c10k1-"), seed=0)
+    retrain._keep_weights(network, trial, storage)
+
+
+@pytest.mark.parametrize("n_bytes", [0, 4096])
+def test_full_disk_leaves_no_part_of_the_weights(storage, disk, n_bytes):
+    storage.artifacts.symlink_to(disk.folder)
+    found, trial = ask(storage)
+    disk.leave(n_bytes)
+    with pytest.raises(OSError) as error:
+        _weigh(storage, trial)
+    assert errors.explain(error.value) == errors.FULL
+    assert [path.name for path in disk.folder.iterdir()] == ["filling"]
+    disk.leave(1_000_000)
+    _weigh(storage, trial)
+    assert len(list(disk.folder.iterdir())) == 2
+    # The first attempt left its mark on the trial, and what counts is the one that came to its end.
+    assert retrain._read_weights(storage, storage.open(), found.get_trials()[0])
+
+
+@pytest.mark.parametrize("n_bytes", [0, 40_000, 400_000])
+def test_full_disk_leaves_no_part_of_an_export(disk, retrained, data_dir, n_bytes):
+    disk.leave(n_bytes)
+    with pytest.raises(errors.SolutionError, match="No space left on device.*make room"):
+        export.export(retrained, export.Source("s", "nas-mnist", 1), data_dir, disk.folder / "solution")
+    assert [path.name for path in disk.folder.iterdir()] == ["filling"]
+
+
+def test_full_disk_leaves_no_part_of_a_figure(disk):
+    from matplotlib.figure import Figure
+
+    disk.leave(4096)
+    figure = Figure(figsize=(20, 20))
+    figure.subplots().plot([1, 2], [2, 1])
+    with pytest.raises(OSError) as error:
+        report.save_figure(figure, disk.folder / "lr.png")
+    assert errors.explain(error.value) == errors.FULL
+    assert [path.name for path in disk.folder.iterdir()] == ["filling"]
+
+
+def test_full_disk_ends_a_real_search_with_one_clear_line_and_the_same_command_goes_on(disk, data_dir):
+    process = command(disk.folder, *SEARCH, "--trials", 4)
+    assert process.stdout.readline().startswith("1/4")
+    disk.leave(0)
+    out, err = process.communicate()
+    assert process.returncode == 2 and err == f"nas-mnist: {errors.FULL}\n", (out, err)
+    disk.leave(3_000_000)
+    process = command(disk.folder, *SEARCH, "--trials", 4)
+    out, err = process.communicate()
+    assert process.returncode == 0 and err == "" and "4 of 4 trials" in out
+    check(Storage.parse(str(disk.folder / "studies" / "nas_mnist.db")), 4, "nas-mnist")

@@ -275,8 +275,11 @@ def violations(trials: list[FrozenTrial], n_trials: int) -> Iterator[str]:
 
 
 def damage(path: Path) -> str | None:
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        found = connection.execute("PRAGMA integrity_check").fetchall()
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection:
+            found = connection.execute("PRAGMA integrity_check").fetchall()
+    except sqlite3.DatabaseError as error:
+        return str(error)
     return None if found == [("ok",)] else f"integrity_check: {found[:3]}"
 
 
