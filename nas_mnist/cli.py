@@ -656,6 +656,81 @@ def _confirm(arguments) -> int:
     return 0
 
 
+# --- frontier --------------------------------------------------------------------------------------------------------
+
+
+def _add_frontier(commands) -> None:
+    parser = _command(
+        commands,
+        "frontier",
+        _frontier,
+        "search and confirm under several budgets, and draw accuracy against size",
+        goes_on=True,
+    )
+    parser.add_argument(
+        "--budgets",
+        type=_budgets,
+        default=(500, 1000, 2000, 4000, 8000),
+        metavar="N[,N…]",
+        help="a network has fewer parameters (default: 500,1000,2000,4000,8000)",
+    )
+    parser.add_argument(
+        "--trials", type=_at_least(1), default=100, metavar="N", help="trained trials for each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--epochs", type=_at_least(1, 1000), default=MAX_EPOCHS, metavar="N", help="of a trial (default: %(default)s)"
+    )
+    parser.add_argument("--train-images", type=_at_least(2), metavar="N", help="for a quick look (default: all)")
+    parser.add_argument(
+        "--top", type=_at_least(1), default=4, metavar="N", help="candidates to confirm of each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--folds", type=_at_least(2, 100), default=6, metavar="N", help="to confirm on (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also draw it into this PNG, SVG or PDF file")
+    _add_json(parser)
+    _add_workers(parser)
+    _add_storage(parser)
+    _add_dataset(parser)
+    _add_data_dir(parser)
+
+
+def _budgets(text: str) -> tuple[int, ...]:
+    return tuple(map(_at_least(1), _names(text)))
+
+
+def _frontier(arguments) -> int:
+    from rich.console import Console
+
+    from nas_mnist import confirm, display, frontier, report, search, study
+    from nas_mnist.workers import plan_workers
+
+    if arguments.out:
+        report.check_figure_path(arguments.out)
+    common = {
+        "storage": study.Storage.parse(arguments.storage),
+        "study_name": arguments.study,
+        "train_images": arguments.train_images,
+        "data_dir": _data_dir(arguments),
+        "dataset": _dataset(arguments),
+    }
+    settings = frontier.FrontierSettings(
+        search.SearchSettings(**common, n_trials=arguments.trials, epochs=arguments.epochs),
+        confirm.ConfirmSettings(**common, top=arguments.top, n_folds=arguments.folds),
+        arguments.budgets,
+    )
+    workers = plan_workers(arguments.workers, arguments.devices)
+    console = Console(stderr=arguments.json, highlight=False)
+    points = frontier.frontier(settings, workers, lambda stage: display.follow(console, stage, workers))
+    if arguments.out:
+        report.save_figure(report.frontier_figure(points, settings.search.dataset), arguments.out)
+    if arguments.json:
+        print(json.dumps(report.frontier_values(points), indent=2, ensure_ascii=False))
+        return 0
+    console.print(report.frontier_table(points, settings.search.dataset), crop=False)
+    return 0
+
+
 # --- retrain ---------------------------------------------------------------------------------------------------------
 
 
@@ -823,6 +898,7 @@ COMMANDS = (
     _add_dashboard,
     _add_report,
     _add_confirm,
+    _add_frontier,
     _add_retrain,
     _add_baselines,
     _add_describe,

@@ -1,19 +1,23 @@
 """What a search shows while it runs and when it is done: a live display on a terminal, plain lines elsewhere."""
 
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from optuna.trial import FrozenTrial
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from nas_mnist.confirm import ConfirmSettings
 from nas_mnist.jobs import JobsBegan, JobStarted
 from nas_mnist.search import SearchBegan, SearchSettings, Summary
 from nas_mnist.study import Outage, OutageEnded
+from nas_mnist.task import MAX_EPOCHS
 from nas_mnist.training import EpochResult
 from nas_mnist.trial import EpochTrained, TrialEnded, TrialStarted
 from nas_mnist.workers import Worker, WorkerDied
@@ -193,6 +197,20 @@ class JobDisplay:
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def follow(console: Console, stage: SearchSettings | ConfirmSettings, workers: list[Worker]):
+    """The display of one stage of several, with a line that says which it is."""
+    if isinstance(stage, SearchSettings):
+        what = f"searching below {stage.max_params:,} parameters, to {stage.n_trials} trials"
+        shown = SearchDisplay(console, stage, workers, quiet=False, verbose=False)
+    else:
+        what = "confirming the best"
+        shown = JobDisplay(console, len(stage.pairs) * MAX_EPOCHS)
+    console.print(f"[bold]{what}[/] (study {escape(repr(stage.study_name))})")
+    with shown:
+        yield shown
 
 
 def died(worker: Worker, event: WorkerDied) -> str:

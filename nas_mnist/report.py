@@ -17,11 +17,12 @@ from nas_mnist.architecture import Architecture, LayerShape
 from nas_mnist.datasets import MNIST, Dataset
 from nas_mnist.errors import NasMnistError
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS, TARGET_ACCURACY
-from nas_mnist.zoo import ReferenceSystem
+from nas_mnist.zoo import MARKS, ZOO, Mark, ReferenceSystem
 
 if TYPE_CHECKING:
     from nas_mnist.baselines import BaselineResult
     from nas_mnist.confirm import Confirmed
+    from nas_mnist.frontier import Best
     from nas_mnist.lr_finder import RateCurve
     from nas_mnist.retrain import Retrained
     from nas_mnist.training import Recipe
@@ -385,6 +386,71 @@ def retrained_values(retrained: "Retrained") -> dict[str, Any]:
         "dataset": retrained.dataset.name,
         "verdict": {"fulfilled": verdict.fulfilled, **asdict(verdict)},
     }
+
+
+# --- frontier --------------------------------------------------------------------------------------------------------
+
+
+def frontier_table(points: Iterable["Best"], dataset: Dataset = MNIST) -> Table:
+    """The best confirmed network under each budget, beside the best published under it, on MNIST's test set."""
+    published = ("published, test",) if dataset == MNIST else ()
+    columns = ("below", "confirmed, %", "n", "params", *published, "found by", "architecture")
+    table = _table("the best under each budget", *columns, left=("found by", "architecture"))
+    table.columns[-1].no_wrap, table.columns[-1].overflow, table.columns[-1].min_width = False, "fold", 24
+    for point in points:
+        c = point.confirmed
+        deviation = "" if c.standard_deviation is None else f" ± {100 * c.standard_deviation:.2f}"
+        marks = [f"{100 * m.accuracy:.2f} at {m.n_parameters:,}" for m in best_published(point.budget)] or ["none"]
+        numbers = (f"{point.budget:,}", f"{100 * c.mean:.2f}{deviation}", f"{len(c.accuracies)}", f"{c.n_parameters:,}")
+        found_by = Text(f"{point.study_name}, trial {c.trial}")
+        table.add_row(*numbers, *marks[: len(published)], found_by, Text(c.architecture))
+    return table
+
+
+def frontier_values(points: Iterable["Best"]) -> list[dict[str, Any]]:
+    """The same as plain values for JSON; accuracies as fractions."""
+    return [{"max_params": p.budget, "study": p.study_name, **p.confirmed.to_dict()} for p in points]
+
+
+def best_published(budget: int) -> list[Mark]:
+    """The most accurate published network with fewer parameters, if there is any."""
+    systems = [Mark(s.n_parameters, s.published_accuracy, s.name) for s in ZOO.values()]
+    fitting = [mark for mark in (*MARKS, *systems) if mark.n_parameters < budget]
+    return sorted(fitting, key=lambda mark: -mark.accuracy)[:1]
+
+
+def frontier_figure(points: list["Best"], dataset: Dataset = MNIST):
+    """Accuracy against parameters: the confirmed networks with their standard deviations, and what was published."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    confirmed = [point.confirmed for point in points]
+    sizes = [c.n_parameters for c in confirmed]
+    spread = [100 * (c.standard_deviation or 0) for c in confirmed]
+    means = [100 * c.mean for c in confirmed]
+    axes.errorbar(sizes, means, spread, fmt="o-", color="C0", capsize=3, label="confirmed on fresh folds, mean ± SD")
+    if dataset == MNIST:
+        _draw_published(axes)
+    axes.set(xscale="log", xlabel="parameters", ylabel="accuracy in %")
+    axes.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
+    axes.xaxis.set_minor_formatter(lambda n, _: "")
+    axes.set_xticks([point.budget for point in points])
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    return figure
+
+
+def _draw_published(axes) -> None:
+    systems = [(s.n_parameters, s.published_accuracy) for s in ZOO.values()]
+    marks = [(m.n_parameters, m.accuracy) for m in MARKS]
+    for points, marker, label in (
+        (systems, "^", "reference systems, test set, one run"),
+        (marks, "*", "published marks, test set"),
+    ):
+        sizes, accuracies = zip(*points, strict=True)
+        percent = [100 * accuracy for accuracy in accuracies]
+        axes.plot(sizes, percent, marker, color="C1", markersize=8, alpha=0.8, label=label)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -61,6 +61,21 @@ class ReferenceSystem:
         return self.best_accuracy if self.last_accuracy is None else self.last_accuracy
 
 
+@dataclass(frozen=True)
+class Mark:
+    """What was published of a network of this size whose layers are not: a point to beat, accuracy of the test set."""
+
+    n_parameters: int
+    accuracy: float
+    remark: str = ""
+
+
+MARKS = (
+    Mark(697, 0.9903, "after 2,000 epochs, the best of 700 runs"),
+    Mark(1_936, 0.991),
+    Mark(3_762, 0.9952),
+)
+
 _SYSTEMS = (
     ReferenceSystem(
         "era1a7",

@@ -1,0 +1,87 @@
+"""The best confirmed network under each of several budgets: what accuracy costs in parameters.
+
+Each budget has a search of its own, so that every draw is spent on networks of that size; a study that is there already
+with this budget is gone on with. What a small budget yields also competes under the larger ones.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nas_mnist import confirm, search, study
+from nas_mnist.confirm import Confirmed, ConfirmSettings
+from nas_mnist.search import SearchSettings
+from nas_mnist.workers import Worker, run_workers
+
+OnEvent = Callable[[Worker | None, Any], None]
+
+
+@dataclass(frozen=True)
+class FrontierSettings:
+    """The search and the confirmation that every budget gets; their study's own budget is reused."""
+
+    search: SearchSettings
+    confirm: ConfirmSettings
+    budgets: tuple[int, ...]
+
+    def searches(self) -> list[SearchSettings]:
+        """One for each budget, the smallest first, in studies named after it."""
+        own = _own_budget(self.search)
+        return [
+            replace(
+                self.search,
+                max_params=budget,
+                study_name=self.search.study_name if budget == own else f"{self.search.study_name}-{budget}",
+            )
+            for budget in sorted(set(self.budgets))
+        ]
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best confirmed network with fewer than `budget` parameters, and the study it was found in."""
+
+    budget: int
+    study_name: str
+    confirmed: Confirmed
+
+
+def frontier(
+    settings: FrontierSettings,
+    workers: list[Worker],
+    follow: Callable[[SearchSettings | ConfirmSettings], AbstractContextManager[OnEvent]],
+    run: Callable[..., None] = run_workers,
+) -> list[Best]:
+    """Search and confirm under each budget what is missing, and return the best under each, the smallest first.
+
+    `follow` gives the consumer of events of each search and each confirmation. Raises as `search.search` and
+    `confirm.confirm` do; `BudgetError` before anything is trained.
+    """
+    for budget in settings.budgets:
+        search.check_budget(budget)
+    found: list[Best] = []
+    for searched in settings.searches():
+        with follow(searched) as on_event:
+            search.search(searched, workers, on_event, run)
+        confirmed = replace(settings.confirm, study_name=searched.study_name)
+        with follow(confirmed) as on_event:
+            ranking = confirm.confirm(confirmed, workers, on_event)
+        found += [Best(searched.max_params, searched.study_name, c) for c in ranking if not c.given_up]
+    return [best_under(searched.max_params, found) for searched in settings.searches()]
+
+
+def best_under(budget: int, found: Iterable[Best]) -> Best:
+    """The best of those with fewer parameters, whichever search found it."""
+    fitting = [best for best in found if best.confirmed.n_parameters < budget]
+    return replace(max(fitting, key=lambda best: best.confirmed.mean), budget=budget)
+
+
+def _own_budget(settings: SearchSettings) -> int:
+    """That of the study of this name if it is there, else the one asked for."""
+    if settings.storage.path and not settings.storage.path.exists():
+        return settings.max_params
+    opened = settings.storage.open()
+    if settings.study_name not in study.names(opened):
+        return settings.max_params
+    return study.load(opened, settings.study_name).user_attrs.get("identity", {}).get("max_params", settings.max_params)
