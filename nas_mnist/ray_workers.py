@@ -110,8 +110,10 @@ def run_workers(
             tasks += [_start(work, worker, queue, 0) for worker in workers]
             while tasks:
                 ended, _ = ray.wait([task.reference for task in tasks], timeout=0.2)
+                by_index = {task.worker.index: task for task in tasks}
                 for index, event in queue.get_nowait_batch(queue.qsize()):
-                    _receive(next(task for task in tasks if task.worker.index == index), event, on_event)
+                    if index in by_index:  # else of a node that was cut off, and is replaced and done already
+                        _receive(by_index[index], event, on_event)
                 for task in [task for task in tasks if task.reference in ended]:
                     tasks.remove(task)
                     tasks += _replace(work, task, queue, on_event)

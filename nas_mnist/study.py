@@ -16,7 +16,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ OnOutage = Callable[[Outage | OutageEnded], None]
 class Storage:
     """Where studies are kept: a SQLAlchemy URL of SQLite or PostgreSQL. `str()` hides its password."""
 
-    url: str
+    url: str = field(repr=False)  # it may hold a password
     heartbeat_seconds: int = 30
     grace_seconds: int = 120  # without a heartbeat; then a trial of another host counts as dead
 

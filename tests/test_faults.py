@@ -519,7 +519,7 @@ def test_full_disk_leaves_no_part_of_the_weights(storage, disk, n_bytes):
 @pytest.mark.parametrize("n_bytes", [0, 40_000, 400_000])
 def test_full_disk_leaves_no_part_of_an_export(disk, retrained, data_dir, n_bytes):
     disk.leave(n_bytes)
-    with pytest.raises(errors.SolutionError, match="No space left on device.*make room"):
+    with pytest.raises(errors.SolutionError, match=r"No space left on device.*make room"):
         export.export(retrained, export.Source("s", "nas-mnist", 1), data_dir, disk.folder / "solution")
     assert [path.name for path in disk.folder.iterdir()] == ["filling"]
 

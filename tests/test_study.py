@@ -231,6 +231,11 @@ def test_driver_that_is_not_installed_is_named_without_the_password(url):
     assert "secret" not in str(error.value)
 
 
+def test_password_is_hidden():
+    storage = Storage.parse("postgresql+psycopg://u:secret@localhost/x")
+    assert "secret" not in f"{storage} {storage!r}" and "localhost" in str(storage)
+
+
 @pytest.mark.parametrize(
     "text", ["://", "", "sqlite://", "sqlite:///:memory:", "postgresql://host:port/x", "mysql://u@h/x"]
 )
