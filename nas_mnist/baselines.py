@@ -22,6 +22,7 @@ from nas_mnist.datasets import MNIST, Dataset
 from nas_mnist.jobs import JobStarted, Queue, job_of, run_jobs
 from nas_mnist.network import build, count_parameters
 from nas_mnist.space import Candidate
+from nas_mnist.storage import Storage
 from nas_mnist.task import MAX_EPOCHS, N_FINAL_EPOCHS
 from nas_mnist.training import Recipe
 from nas_mnist.trial import record, train_and_report
@@ -47,7 +48,7 @@ class Job:
 class BaselineSettings:
     """Which systems to train, how often and how long. Raises `ArchitectureError` for a name that is not in the zoo."""
 
-    storage: study.Storage
+    storage: Storage
     study_name: str = "nas-mnist-baselines"
     names: tuple[str, ...] = tuple(ZOO)
     n_seeds: int = 1

@@ -161,6 +161,12 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def _storage(arguments):
+    from nas_mnist.storage import Storage
+
+    return Storage.parse(arguments.storage)
+
+
 def _data_dir(arguments) -> Path:
     from nas_mnist.data import default_data_dir
 
@@ -250,10 +256,10 @@ def _add_search(commands) -> None:
 def _search(arguments) -> int:
     from rich.console import Console
 
-    from nas_mnist import dashboard, display, search, study
+    from nas_mnist import dashboard, display, search
 
     settings = search.SearchSettings(
-        storage=study.Storage.parse(arguments.storage),
+        storage=_storage(arguments),
         study_name=arguments.study,
         n_trials=arguments.trials,
         max_params=arguments.max_params,
@@ -342,7 +348,7 @@ def _show(arguments) -> int:
 
     from nas_mnist import display, search, study
 
-    found = study.load(study.Storage.parse(arguments.storage).open(), arguments.study)
+    found = study.load(_storage(arguments).open(), arguments.study)
     trials = found.get_trials(deepcopy=False)
     best = search.leaderboard(trials)[: arguments.top]
     if arguments.json:
@@ -372,9 +378,9 @@ def _add_dashboard(commands) -> None:
 
 
 def _dashboard(arguments) -> int:
-    from nas_mnist import dashboard, study
+    from nas_mnist import dashboard
 
-    storage = study.Storage.parse(arguments.storage)
+    storage = _storage(arguments)
     dashboard.serve(storage, arguments.host, arguments.port, _data_dir(arguments), open_browser=arguments.open)
     return 0
 
@@ -395,9 +401,9 @@ def _add_report(commands) -> None:
 
 
 def _report(arguments) -> int:
-    from nas_mnist import study, study_report
+    from nas_mnist import study_report
 
-    path = study_report.write(study.Storage.parse(arguments.storage), arguments.study, arguments.out)
+    path = study_report.write(_storage(arguments), arguments.study, arguments.out)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, one file that any browser opens without a network")
     return 0
 
@@ -459,7 +465,7 @@ def _described_architecture(arguments):
         return zoo.resolve(arguments.architecture)
     from nas_mnist import study
 
-    found = study.load(study.Storage.parse(arguments.storage).open(), arguments.study)
+    found = study.load(_storage(arguments).open(), arguments.study)
     return zoo.resolve(study.find_trial(found, arguments.trial).user_attrs["architecture"])
 
 
@@ -563,11 +569,11 @@ def _add_baselines(commands) -> None:
 def _baselines(arguments) -> int:
     from rich.console import Console
 
-    from nas_mnist import baselines, display, report, study
+    from nas_mnist import baselines, display, report
     from nas_mnist.workers import plan_workers
 
     settings = baselines.BaselineSettings(
-        storage=study.Storage.parse(arguments.storage),
+        storage=_storage(arguments),
         study_name=arguments.study,
         names=tuple(arguments.names) or tuple(baselines.ZOO),
         n_seeds=arguments.seeds,
@@ -625,10 +631,10 @@ def _add_confirm(commands) -> None:
 def _confirm(arguments) -> int:
     from rich.console import Console
 
-    from nas_mnist import confirm, display, report, study
+    from nas_mnist import confirm, display, report
     from nas_mnist.workers import plan_workers
 
-    storage = study.Storage.parse(arguments.storage)
+    storage = _storage(arguments)
     settings = confirm.ConfirmSettings(
         storage=storage,
         study_name=arguments.study,
@@ -702,13 +708,13 @@ def _budgets(text: str) -> tuple[int, ...]:
 def _frontier(arguments) -> int:
     from rich.console import Console
 
-    from nas_mnist import confirm, display, frontier, report, search, study
+    from nas_mnist import confirm, display, frontier, report, search
     from nas_mnist.workers import plan_workers
 
     if arguments.out:
         report.check_figure_path(arguments.out)
     common = {
-        "storage": study.Storage.parse(arguments.storage),
+        "storage": _storage(arguments),
         "study_name": arguments.study,
         "train_images": arguments.train_images,
         "data_dir": _data_dir(arguments),
@@ -761,11 +767,11 @@ def _add_retrain(commands) -> None:
 def _retrain(arguments) -> int:
     from rich.console import Console
 
-    from nas_mnist import display, report, retrain, study
+    from nas_mnist import display, report, retrain
     from nas_mnist.errors import StudyError
     from nas_mnist.workers import plan_workers
 
-    storage = study.Storage.parse(arguments.storage)
+    storage = _storage(arguments)
     settings = retrain.RetrainSettings(
         storage=storage,
         chosen=_chosen(arguments, storage),
@@ -820,9 +826,9 @@ def _add_export(commands) -> None:
 
 
 def _export(arguments) -> int:
-    from nas_mnist import export, retrain, study
+    from nas_mnist import export, retrain
 
-    storage = study.Storage.parse(arguments.storage)
+    storage = _storage(arguments)
     chosen = None if arguments.trial is None else retrain.choose(storage, arguments.study, arguments.trial)
     retrained = retrain.load(storage, arguments.study, chosen)
     _dataset_of(storage, f"{arguments.study}-retrain", arguments)

@@ -24,6 +24,7 @@ from nas_mnist.errors import StudyError
 from nas_mnist.jobs import Job, JobStarted, Objective, Queue, job_of, run_jobs
 from nas_mnist.network import build, count_parameters
 from nas_mnist.space import Candidate
+from nas_mnist.storage import Storage, experimental
 from nas_mnist.training import final_accuracy, train
 from nas_mnist.trial import EpochTrained, record
 from nas_mnist.workers import Send, Worker
@@ -37,7 +38,7 @@ SIGNIFICANT_P = 0.05
 class ConfirmSettings:
     """Which candidates to confirm and how thoroughly; kept in `<study>-confirm`, beside the search."""
 
-    storage: study.Storage
+    storage: Storage
     study_name: str = "nas-mnist"
     top: int = 8
     n_folds: int = 6
@@ -106,7 +107,7 @@ def confirm(
             f"study {settings.study_name!r} has no finished candidate to confirm: run `nas-mnist search` first"
         )
     prepare(settings.data_dir, settings.dataset)
-    with study.experimental():
+    with experimental():
         pruner = optuna.pruners.WilcoxonPruner(p_threshold=GIVE_UP_P, n_startup_steps=PAIRS_BEFORE_GIVING_UP)
     run_jobs(_queue(settings, best), partial(_prepare, settings), workers, on_event, pruner=pruner)
     return ranking(settings.storage.open(), settings.study_name)

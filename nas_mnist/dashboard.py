@@ -29,7 +29,7 @@ from nas_mnist.datasets import Dataset
 from nas_mnist.drawing import svg
 from nas_mnist.errors import DataError, StudyError
 from nas_mnist.network import build
-from nas_mnist.study import Storage
+from nas_mnist.storage import STORAGE_ERRORS, Storage
 from nas_mnist.study_figures import NothingToDraw, accuracy_against_parameters, epochs_spent, learning_curves
 from nas_mnist.training import EpochResult, predict
 from nas_mnist.trial import TrialEnded
@@ -77,7 +77,7 @@ class Publisher:
     def __call__(self, worker: Worker | None, event: Any) -> None:
         if isinstance(event, TrialEnded) and time.monotonic() - self._last > SECONDS_BETWEEN:
             self._last = time.monotonic()
-            with contextlib.suppress(StudyError, *study.STORAGE_ERRORS):  # a note is not worth a search; next time
+            with contextlib.suppress(StudyError, *STORAGE_ERRORS):  # a note is not worth a search; next time
                 publish(*self._arguments)
 
 

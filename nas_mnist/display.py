@@ -16,7 +16,7 @@ from rich.text import Text
 from nas_mnist.confirm import ConfirmSettings
 from nas_mnist.jobs import JobsBegan, JobStarted
 from nas_mnist.search import SearchBegan, SearchSettings, Summary
-from nas_mnist.study import Outage, OutageEnded
+from nas_mnist.storage import Outage, OutageEnded
 from nas_mnist.task import MAX_EPOCHS
 from nas_mnist.training import EpochResult
 from nas_mnist.trial import EpochTrained, TrialEnded, TrialStarted

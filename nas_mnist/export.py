@@ -41,6 +41,7 @@ from nas_mnist.errors import BudgetError, SolutionError
 from nas_mnist.network import Network, build, count_parameters
 from nas_mnist.predict import RECORD, WEIGHTS, seal
 from nas_mnist.retrain import Retrained
+from nas_mnist.storage import Storage
 from nas_mnist.task import MAX_PARAMS, TARGET_ACCURACY
 from nas_mnist.training import predict
 
@@ -62,7 +63,7 @@ class Source:
     identity: dict[str, Any] = field(default_factory=dict)  # what the search was asked for; see `study.Identity`
 
     @staticmethod
-    def find(storage: study.Storage, study_name: str) -> "Source":
+    def find(storage: Storage, study_name: str) -> "Source":
         """What the storage knows of this search."""
         opened = storage.open()
         n_trials = study.count_trained(opened, study_name)

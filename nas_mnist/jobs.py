@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas_mnist import study
 from nas_mnist.signals import stopped_once
+from nas_mnist.storage import Storage
 from nas_mnist.trial import work_off
 from nas_mnist.workers import Send, Worker, run_workers
 
@@ -29,7 +30,7 @@ class Queue:
     `identity` is what all jobs of the study have in common; a study of another identity is refused.
     """
 
-    storage: study.Storage
+    storage: Storage
     study_name: str
     metric: str
     identity: dict[str, Any]

@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nas_mnist.errors import DeviceError, StudyError
 from nas_mnist.signals import stopped_once
-from nas_mnist.study import Storage
+from nas_mnist.storage import Storage
 from nas_mnist.workers import (
     MAX_RESTARTS,
     STOP_SECONDS,

@@ -25,6 +25,7 @@ from nas_mnist.errors import BudgetError, StudyError
 from nas_mnist.jobs import FINISHED, Job, JobStarted, Objective, Queue, job_of, run_jobs
 from nas_mnist.network import build, count_parameters
 from nas_mnist.space import Candidate
+from nas_mnist.storage import Storage
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS, N_FINAL_EPOCHS, TARGET_ACCURACY
 from nas_mnist.training import EpochResult
 from nas_mnist.trial import record, train_and_report
@@ -139,7 +140,7 @@ class Chosen:
 class RetrainSettings:
     """What to retrain, how often, and where the results are kept: in `<study>-retrain`, beside the search."""
 
-    storage: study.Storage
+    storage: Storage
     chosen: Chosen
     study_name: str = "nas-mnist"
     n_seeds: int = 5
@@ -162,7 +163,7 @@ class RetrainSettings:
         return Queue(self.storage, self.retrain_study, "test accuracy", identity, jobs)
 
 
-def choose(storage: study.Storage, study_name: str, trial: int | None = None) -> Chosen:
+def choose(storage: Storage, study_name: str, trial: int | None = None) -> Chosen:
     """The trial of this number, or else the winner of the confirmation.
 
     Raises `StudyError` if there is neither.
@@ -206,7 +207,7 @@ def retrain(
     return load(settings.storage, settings.study_name, settings.chosen)
 
 
-def load(storage: study.Storage, study_name: str, chosen: Chosen | None = None) -> Retrained:
+def load(storage: Storage, study_name: str, chosen: Chosen | None = None) -> Retrained:
     """The retraining of this candidate that is in the storage, by default that of the last one retrained.
 
     Raises `StudyError` if it was never retrained.
@@ -312,7 +313,7 @@ def _train(
     return epochs[-1].val_accuracy
 
 
-def _read_weights(storage: study.Storage, found: optuna.Study, trial: FrozenTrial) -> dict[str, Tensor]:
+def _read_weights(storage: Storage, found: optuna.Study, trial: FrozenTrial) -> dict[str, Tensor]:
     weights = Artifacts(found, storage.artifacts).weights_of(trial)
     if weights is None:
         raise StudyError(f"trial {trial.number} has no weights: run `nas-mnist retrain` again")

@@ -20,6 +20,7 @@ from nas_mnist.errors import ArchitectureError, BudgetError
 from nas_mnist.network import build, count_parameters
 from nas_mnist.signals import stopped_once
 from nas_mnist.space import Candidate
+from nas_mnist.storage import Storage
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
 from nas_mnist.training import Recipe, final_accuracy
 from nas_mnist.trial import TrialStarted, WorkerDone, record, train_and_report, work_off
@@ -32,7 +33,7 @@ KEEP_WEIGHTS = "keep_weights"  # attribute of the study: of how many candidates 
 class SearchSettings:
     """What a search is asked to do."""
 
-    storage: study.Storage
+    storage: Storage
     study_name: str = "nas-mnist"
     n_trials: int = 100  # trained trials in the study when it is done, earlier runs counted in
     max_params: int = MAX_PARAMS  # a network has fewer

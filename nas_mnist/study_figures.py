@@ -16,7 +16,7 @@ import optuna
 import plotly.graph_objects as go
 from optuna.trial import FrozenTrial, TrialState
 
-from nas_mnist import search, study
+from nas_mnist import ownership, search, study
 from nas_mnist.confirm import Confirmed
 from nas_mnist.datasets import MNIST, Dataset
 from nas_mnist.retrain import Retrained
@@ -356,7 +356,7 @@ def outcome(trial: FrozenTrial) -> str:
 
 
 def _worker(trial: FrozenTrial) -> str:
-    return str(trial.user_attrs.get(study.OWNER, "unknown"))
+    return str(trial.user_attrs.get(ownership.OWNER, "unknown"))
 
 
 def _milliseconds(trial: FrozenTrial) -> float:

@@ -34,6 +34,7 @@ from nas_mnist.datasets import DATASETS, MNIST, Dataset
 from nas_mnist.display import duration
 from nas_mnist.errors import ArchitectureError, NasMnistError, StudyError
 from nas_mnist.retrain import Retrained
+from nas_mnist.storage import Storage
 from nas_mnist.zoo import ZOO
 
 PAGE = "index.html"
@@ -51,7 +52,7 @@ class Candidate:
     recipe: dict[str, str]
 
 
-def write(storage: study.Storage, study_name: str, out: Path) -> Path:
+def write(storage: Storage, study_name: str, out: Path) -> Path:
     """Write the page of a study, running or finished, into the folder `out` and return its path.
 
     Raises `StudyError` if the study is no search, `NasMnistError` if the folder cannot be written or has another page.

@@ -16,6 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from nas_mnist import study
+from nas_mnist.storage import Storage
 from nas_mnist.workers import Progress, Worker, run_workers
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 1, 10
@@ -33,7 +34,7 @@ def objective(folder: Path, send, trial: optuna.Trial) -> float:
     return x
 
 
-def work(storage: study.Storage, n_trials: int, folder: Path, hostname: str | None, worker: Worker, send) -> None:
+def work(storage: Storage, n_trials: int, folder: Path, hostname: str | None, worker: Worker, send) -> None:
     if hostname:
         socket.gethostname = lambda: hostname
     shared = study.SharedStudy(
@@ -49,7 +50,7 @@ def work(storage: study.Storage, n_trials: int, folder: Path, hostname: str | No
 
 
 def main(url: str, n_trials: str, folder: str, hostname: str | None = None) -> None:
-    storage = study.Storage(url, HEARTBEAT_SECONDS, GRACE_SECONDS)
+    storage = Storage(url, HEARTBEAT_SECONDS, GRACE_SECONDS)
     workers = [Worker(0, "cpu"), Worker(1, "cpu")]
     run_workers(partial(work, storage, int(n_trials), Path(folder), hostname), workers, lambda worker, event: None)
     study.take_back(storage, "s")

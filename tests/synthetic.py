@@ -12,6 +12,7 @@ from nas_mnist import space, study
 from nas_mnist.confirm import Confirmed
 from nas_mnist.retrain import Retrained, Run
 from nas_mnist.search import SearchSettings
+from nas_mnist.storage import Storage
 from nas_mnist.training import EpochResult
 
 START = datetime(2026, 1, 5, 8, 0)
@@ -20,8 +21,8 @@ MINUTE = timedelta(minutes=1)
 
 def new_study(trials=(), name="nas-mnist", path=None, **settings) -> optuna.Study:
     """A search's study with these trials, in memory or in the SQLite file `path`, which takes its time."""
-    identity = asdict(SearchSettings(study.Storage(""), name, **settings).identity)
-    storage = study.Storage.parse(str(path)).open(create=True) if path else optuna.storages.InMemoryStorage()
+    identity = asdict(SearchSettings(Storage(""), name, **settings).identity)
+    storage = Storage.parse(str(path)).open(create=True) if path else optuna.storages.InMemoryStorage()
     study.create(storage, name, metric="validation accuracy", attributes={"identity": identity})
     found = study.load(storage, name)
     found.add_trials(trials)

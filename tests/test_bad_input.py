@@ -22,6 +22,7 @@ from nas_mnist import cli, digit, jobs, lr_finder, predict, search, space, study
 from nas_mnist.architecture import Architecture, Conv, GlobalPool, MaxPool, parse
 from nas_mnist.errors import ArchitectureError, NasMnistError, StudyError, shown
 from nas_mnist.network import count_parameters
+from nas_mnist.storage import Storage
 
 bulk = settings(
     derandomize=True,
@@ -242,7 +243,7 @@ def snapshot(folder):
 def database(tmp_path_factory):
     """A real one, closed, with a trial in it."""
     path = tmp_path_factory.mktemp("database") / "s.db"
-    storage = study.Storage.parse(str(path))
+    storage = Storage.parse(str(path))
     opened = storage.open(create=True)
     study.create(opened, "nas-mnist", metric="m", attributes={"identity": {"max_params": 8000}})
     study.load(opened, "nas-mnist").enqueue_trial({"x": 1})
@@ -366,9 +367,9 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_database_may_be_called_what_it_likes(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    storage = study.Storage.parse(name)
+    storage = Storage.parse(name)
     study.create(storage.open(create=True), "s", metric="m", attributes={})
-    assert study.names(study.Storage.parse(str(tmp_path / name)).open()) == ["s"]
+    assert study.names(Storage.parse(str(tmp_path / name)).open()) == ["s"]
     assert {path.name.removesuffix(".lock").split("-")[0] or "-x.db" for path in tmp_path.iterdir()} == {
         name.split("-")[0] or name
     }
@@ -394,14 +395,14 @@ def test_what_is_no_file_is_never_replaced_by_a_database(tmp_path):
 @pytest.mark.parametrize("name", ["file:x.db", "file:x.db?uri=true", ":memory:?cache=shared", "?x=1"])
 def test_address_of_sqlite_that_is_no_file_is_refused(name):
     with pytest.raises(StudyError, match="SQLAlchemy URL"):
-        study.Storage.parse(f"sqlite:///{name}")
+        Storage.parse(f"sqlite:///{name}")
 
 
 @pytest.mark.parametrize("name", ['it\'s "quoted"', "a; DROP TABLE studies", "100% {x} [bold]", "süß", "x" * 200, "-x"])
 def test_study_may_be_called_what_it_likes(database, tmp_path, name):
     path = tmp_path / "s.db"
     shutil.copy(database, path)
-    storage = study.Storage.parse(str(path))
+    storage = Storage.parse(str(path))
     study.create(storage.open(), name, metric="m", attributes={})
     code, out, err = run("show", "--storage", path, f"--study={name}")
     assert code == 0 and "0 trained" in out and err == ""

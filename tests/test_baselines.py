@@ -15,7 +15,7 @@ from nas_mnist.baselines import (
 )
 from nas_mnist.errors import ArchitectureError, StudyError
 from nas_mnist.jobs import JobsBegan, JobStarted
-from nas_mnist.study import Storage
+from nas_mnist.storage import Storage
 from nas_mnist.trial import EpochTrained
 from nas_mnist.workers import Worker
 from nas_mnist.zoo import ZOO

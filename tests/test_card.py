@@ -6,7 +6,7 @@ import torch
 from nas_mnist import card, export, study
 from nas_mnist.data import load_test
 from nas_mnist.export import Judged, Source
-from nas_mnist.study import Storage
+from nas_mnist.storage import Storage
 
 SOURCE = Source("s.db", "nas-mnist", 100)
 CONFIRMATION = {

@@ -14,6 +14,7 @@ from PIL import Image
 
 from nas_mnist import cli, study
 from nas_mnist.datasets import DATASETS
+from nas_mnist.storage import Storage
 
 COMMANDS = {name for action in cli.build_parser()._subparsers._group_actions for name in action.choices}
 
@@ -173,7 +174,7 @@ def test_ctrl_c_stops_within_seconds_keeps_what_is_finished_and_tells_how_to_go_
     assert time.monotonic() - start < 10
     assert process.returncode == 130
     assert err.strip().splitlines()[-1].strip() == f"nas-mnist {arguments}"
-    trials = study.load(study.Storage.parse("studies/nas_mnist.db").open(), "nas-mnist").get_trials()
+    trials = study.load(Storage.parse("studies/nas_mnist.db").open(), "nas-mnist").get_trials()
     now = study.progress(trials)
     assert now.trained >= 1 and now.running == 0 and now.waiting == now.failed
 
@@ -229,7 +230,7 @@ def test_baselines_train_in_worker_processes_and_are_not_repeated(capsys, in_tmp
     code, out, _ = run(capsys, *command.split(), "--json")
     (result,) = json.loads(out)
     assert code == 0 and len(result["runs"]) == 1 and result["published"]["best"] == 0.99
-    trials = study.load(study.Storage.parse("studies/nas_mnist.db").open(), "nas-mnist-baselines").get_trials()
+    trials = study.load(Storage.parse("studies/nas_mnist.db").open(), "nas-mnist-baselines").get_trials()
     assert [trial.state.name for trial in trials] == ["COMPLETE"]
 
 
@@ -248,7 +249,7 @@ def test_whole_way_on_a_sibling(capsys, in_tmp, kmnist):
         capsys, *shlex.split(f"search --dataset kmnist --trials 1 --epochs 1 --train-images 300 {place}")
     )
     assert code == 0 and "next: nas-mnist show --study nas-kmnist" in out
-    opened = study.Storage.parse("studies/nas_mnist.db").open()
+    opened = Storage.parse("studies/nas_mnist.db").open()
     assert study.load(opened, "nas-kmnist").user_attrs["identity"]["dataset"] == "kmnist"
 
     quick = f"--seeds 1 --train-images 300 {place}"
@@ -295,6 +296,6 @@ def test_baselines_of_a_sibling_are_compared_with_nothing(capsys, in_tmp, kmnist
     code, out, _ = run(capsys, *command.split(), "--json", "--data-dir", kmnist[0])
     (result,) = json.loads(out)
     assert (result["dataset"], result["published"], result["difference"]) == ("kmnist", None, None)
-    opened = study.Storage.parse("studies/nas_mnist.db").open()
+    opened = Storage.parse("studies/nas_mnist.db").open()
     (trial,) = study.load(opened, "nas-kmnist-baselines").get_trials()
     assert "published_accuracy" not in trial.user_attrs

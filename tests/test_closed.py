@@ -15,6 +15,7 @@ import pytest
 import nas_mnist
 from nas_mnist import cli, study
 from nas_mnist.errors import shown
+from nas_mnist.storage import Storage
 
 SOURCES = sorted(Path(nas_mnist.__file__).parent.glob("**/*.py"))
 PASSWORD = "s3cr#t p@ss/w:rd"
@@ -85,7 +86,7 @@ class Poison:
 
 
 def test_no_command_that_reads_files_of_others_unpickles(solution, tmp_path):
-    storage = study.Storage.parse(str(tmp_path / "s.db"))
+    storage = Storage.parse(str(tmp_path / "s.db"))
     study.create(storage.open(create=True), "nas-mnist", metric="m", attributes={})
     for arguments in (["show", "--storage", storage.path], ["predict", solution, solution / "figures" / "curves.png"]):
         done = without_pickle(*arguments)
@@ -118,7 +119,7 @@ def test_pickle_in_the_place_of_a_file_does_nothing(solution, data_dir, tmp_path
 
 
 def test_dashboard_listens_on_this_machine_alone(tmp_path):
-    storage = study.Storage.parse(str(tmp_path / "s.db"))
+    storage = Storage.parse(str(tmp_path / "s.db"))
     study.create(storage.open(create=True), "nas-mnist", metric="m", attributes={})
     command = [sys.executable, "-m", "nas_mnist", "dashboard", "--storage", storage.path, "--port", "18931"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -185,14 +186,14 @@ def test_what_is_printed_to_go_on_never_tells_the_password(capsys):
     arguments = cli.build_parser().parse_args(["search", "--storage", URLS[0]])
     assert not tells(capsys.readouterr().err + cli._next_steps(arguments))
     assert "user:***@127.0.0.1" in cli._next_steps(arguments)
-    assert not any(tells(str(study.Storage.parse(url))) for url in (URLS[0], *URLS[2:5]))
+    assert not any(tells(str(Storage.parse(url))) for url in (URLS[0], *URLS[2:5]))
     assert shown("sqlite:///a.db at 12:30, me@example.org") == "sqlite:///a.db at 12:30, me@example.org"
 
 
 def test_solution_never_tells_the_password(retrained, data_dir, tmp_path):
     from nas_mnist.export import Source, export
 
-    source = Source(str(study.Storage.parse(URLS[0])), "nas-mnist", 100)
+    source = Source(str(Storage.parse(URLS[0])), "nas-mnist", 100)
     export(retrained, source, data_dir, tmp_path / "solution")
     for path in (tmp_path / "solution").rglob("*"):
         assert path.is_dir() or not tells(path.read_bytes().decode("latin-1")), path.name

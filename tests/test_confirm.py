@@ -4,12 +4,12 @@ from functools import partial
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from nas_mnist import confirm, jobs, study
+from nas_mnist import confirm, jobs, ownership, study
 from nas_mnist.architecture import parse
 from nas_mnist.confirm import Confirmed, ConfirmSettings
 from nas_mnist.errors import StudyError
 from nas_mnist.space import Candidate
-from nas_mnist.study import Storage
+from nas_mnist.storage import Storage
 from nas_mnist.training import Recipe
 from nas_mnist.workers import Worker
 
@@ -79,7 +79,7 @@ def test_interrupted_candidate_goes_on_with_the_next_pair(settings, monkeypatch)
     script(monkeypatch, crash_at_third)
     with pytest.raises(SystemExit):
         run(one)
-    monkeypatch.setattr(study, "_started", lambda pid: 0.0)  # its process is gone
+    monkeypatch.setattr(ownership, "_started", lambda pid: 0.0)  # its process is gone
     asked = script(monkeypatch, lambda line, k, seed: 0.9)
     (confirmed,) = run(one)
     assert [k for _, k, _ in asked] == [2, 3] and len(confirmed.accuracies) == 4

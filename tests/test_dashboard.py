@@ -12,6 +12,7 @@ import pytest
 from nas_mnist import dashboard, search, study
 from nas_mnist.artifacts import WEIGHTS, Artifacts
 from nas_mnist.search import SearchSettings
+from nas_mnist.storage import Storage
 from nas_mnist.trial import TrialEnded
 from nas_mnist.workers import Worker
 
@@ -21,7 +22,7 @@ PICTURES = {dashboard.CURVES, dashboard.MISTAKES, dashboard.DRAWING, WEIGHTS}
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory, data_dir):
     """Three of the reference systems, trained a little, the weights of the best kept."""
-    storage = study.Storage.parse(str(tmp_path_factory.mktemp("searched") / "s.db"))
+    storage = Storage.parse(str(tmp_path_factory.mktemp("searched") / "s.db"))
     settings = SearchSettings(storage, n_trials=3, epochs=1, train_images=2000, data_dir=data_dir, keep_weights=1)
     search.search(settings, [Worker(0, "cpu")], lambda worker, event: None)
     dashboard.publish(storage, settings.study_name, data_dir)

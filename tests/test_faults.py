@@ -18,11 +18,12 @@ import psutil
 import pytest
 from optuna.trial import TrialState
 
-from nas_mnist import errors, export, report, retrain, study
+from nas_mnist import errors, export, ownership, report, retrain, study
 from nas_mnist.architecture import parse
 from nas_mnist.network import build
 from nas_mnist.signals import stopped_once
-from nas_mnist.study import SharedStudy, Storage
+from nas_mnist.storage import LOCK_TIMEOUT_SECONDS, Storage, experimental
+from nas_mnist.study import SharedStudy
 from nas_mnist.workers import Progress, Worker, WorkerDied, WorkerFailed, run_workers
 
 TWO = [Worker(0, "cpu"), Worker(1, "cpu")]
@@ -187,9 +188,9 @@ def test_stopped_once_or_in_a_hurry_leaves_nothing_running(storage, signals):
 def test_process_that_nobody_asked_after_is_dead(storage):
     """In a container without an init, killed workers of a killed parent stay in the process table for ever."""
     process = subprocess.Popen(["sleep", "60"])
-    owner = [study._owner()[0], process.pid, study._started(process.pid)]
+    owner = [ownership.owner()[0], process.pid, ownership._started(process.pid)]
     found, trial = ask(storage)
-    trial.set_user_attr(study.OWNER, owner)
+    trial.set_user_attr(ownership.OWNER, owner)
     assert study.recover(found) == 0
     process.kill()
     wait_for(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE)
@@ -231,7 +232,7 @@ def test_failed_job_that_another_trial_has_done_is_not_done_again(storage):
 
 def test_retry_takes_no_half_written_file_and_no_owner_along(storage):
     found, trial = ask(storage)
-    trial.set_user_attr(study.OWNER, [study._owner()[0], 1, -1.0])
+    trial.set_user_attr(ownership.OWNER, [ownership.owner()[0], 1, -1.0])
     trial.set_user_attr("architecture", "c10k28-")
     found._storage.set_trial_system_attr(trial._trial_id, f"{study.ARTIFACTS_ATTR_PREFIX}1", "{}")
     study.recover(found)
@@ -328,7 +329,7 @@ def locked(storage, seconds):
 
 
 def test_database_that_another_program_locks_for_a_while_costs_nothing(storage):
-    assert study.LOCK_TIMEOUT_SECONDS > 30  # the soak locks for 30 s
+    assert LOCK_TIMEOUT_SECONDS > 30  # the soak locks for 30 s
     parent = start(storage, 4)
     with locked(storage, 8):
         open_gate(storage)
@@ -337,7 +338,7 @@ def test_database_that_another_program_locks_for_a_while_costs_nothing(storage):
 
 
 def test_database_that_stays_locked_is_one_clear_line(storage, monkeypatch):
-    monkeypatch.setattr(study, "LOCK_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("nas_mnist.storage.LOCK_TIMEOUT_SECONDS", 0.2)
     found = study.load(storage.open(), "s")
     with locked(storage, 60) as other:
         with pytest.raises(optuna.exceptions.StorageInternalError) as error:
@@ -354,7 +355,7 @@ def age_heartbeats(storage, hours):
 
 
 def fail_stale_trials(storage):
-    with study.experimental():
+    with experimental():
         optuna.storages.fail_stale_trials(study.load(storage.open(), "s"))
 
 
@@ -377,7 +378,7 @@ def ask(storage):
 def test_trial_of_another_host_that_fell_silent_is_taken_over(storage):
     found, trial = ask(storage)
     found._storage.record_heartbeat(trial._trial_id)
-    trial.set_user_attr(study.OWNER, ["elsewhere", 1, 1.0])
+    trial.set_user_attr(ownership.OWNER, ["elsewhere", 1, 1.0])
     fail_stale_trials(storage)
     assert study.recover(found) == 0 and states(trials_of(storage)) == "R"
     age_heartbeats(storage, 1)

@@ -9,12 +9,13 @@ from nas_mnist.datasets import DATASETS
 from nas_mnist.errors import BudgetError
 from nas_mnist.frontier import Best, FrontierSettings
 from nas_mnist.search import SearchSettings
+from nas_mnist.storage import Storage
 from nas_mnist.workers import Worker
 
 
 @pytest.fixture
 def settings(tmp_path, data_dir):
-    common = {"storage": study.Storage.parse(str(tmp_path / "s.db")), "train_images": 300, "data_dir": data_dir}
+    common = {"storage": Storage.parse(str(tmp_path / "s.db")), "train_images": 300, "data_dir": data_dir}
     return FrontierSettings(
         SearchSettings(**common, n_trials=1, epochs=1),
         ConfirmSettings(**common, top=1, n_folds=2),

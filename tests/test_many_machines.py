@@ -19,9 +19,10 @@ import pytest
 from optuna.trial import TrialState
 from postgresql import PASSWORD
 
-from nas_mnist import cli, study
+from nas_mnist import cli, ownership, study
 from nas_mnist.errors import StudyError
-from nas_mnist.study import Outage, OutageEnded, SharedStudy, Storage
+from nas_mnist.storage import STORAGE_ERRORS, Outage, OutageEnded, Storage
+from nas_mnist.study import SharedStudy
 from nas_mnist.workers import Worker, WorkerDied, run_workers
 
 QUICK = ["--trials", "4", "--epochs", "2", "--train-images", "300", "--workers", "1", "--no-warm-start"]
@@ -72,7 +73,7 @@ def started_on(storage, name):
     """The trials that a host is training; "" is the one of these tests."""
     running = trials_of(storage, states=(TrialState.RUNNING,))
     name = name or socket.gethostname()
-    return [t for t in running if t.user_attrs.get(study.OWNER, [""])[0].startswith(f"{name} ") and "x" in t.params]
+    return [t for t in running if t.user_attrs.get(ownership.OWNER, [""])[0].startswith(f"{name} ") and "x" in t.params]
 
 
 def test_host_that_is_killed_whole_loses_nothing_and_the_other_finishes(storage, tmp_path):
@@ -88,7 +89,7 @@ def test_host_that_is_killed_whole_loses_nothing_and_the_other_finishes(storage,
     failed = [t for t in trials if t.state == TrialState.FAIL]
     assert {t.number for t in interrupted} & {t.number for t in failed} and len(failed) <= 2
     for trial in failed:
-        assert trial.user_attrs[study.OWNER][0].startswith("lost-host ")
+        assert trial.user_attrs[ownership.OWNER][0].startswith("lost-host ")
         (again,) = [t for t in trials if t.system_attrs.get("retry_history") == [trial.number]]
         assert again.state == TrialState.COMPLETE and again.params == trial.params
     host.assert_each_ran_once(trials, tmp_path)
@@ -225,13 +226,13 @@ def test_heartbeat_outlives_an_outage(postgresql_server, storage):
 
 
 def test_lock_that_the_server_lost_does_not_pass_for_one_that_was_held(postgresql_server, storage):
-    with pytest.raises(study.STORAGE_ERRORS), storage.lock():
+    with pytest.raises(STORAGE_ERRORS), storage.lock():
         postgresql_server.restart()
 
 
 def test_lock_is_held_by_one_connection_at_a_time_and_freed_by_the_death_of_its_holder(storage):
     script = (
-        "import sys, time\nfrom nas_mnist.study import Storage\n"
+        "import sys, time\nfrom nas_mnist.storage import Storage\n"
         "with Storage(sys.argv[1]).lock():\n print(1, flush=True)\n time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script, storage.url], stdout=subprocess.PIPE) as process:
@@ -254,7 +255,7 @@ def test_process_numbers_count_on_their_own_host_alone(storage):
     with shared(storage) as mine:
         mine._thread_local.in_optimize_loop = True
         trial = mine.ask()
-        _, pid, started = trial.user_attrs[study.OWNER]
-        trial.set_user_attr(study.OWNER, ["elsewhere", pid, started - 1000])
+        _, pid, started = trial.user_attrs[ownership.OWNER]
+        trial.set_user_attr(ownership.OWNER, ["elsewhere", pid, started - 1000])
         assert psutil.pid_exists(pid) and study.recover(mine) == 0
     assert [t.state for t in trials_of(storage)] == [TrialState.RUNNING]

@@ -14,7 +14,7 @@ import pytest
 
 from nas_mnist import cli, study
 from nas_mnist.errors import DeviceError, NasMnistError
-from nas_mnist.study import Storage
+from nas_mnist.storage import Storage
 from nas_mnist.workers import Progress, Worker, WorkerDied, WorkerFailed
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")

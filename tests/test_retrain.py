@@ -12,7 +12,7 @@ from nas_mnist.errors import BudgetError, StudyError
 from nas_mnist.network import build
 from nas_mnist.retrain import Chosen, RetrainSettings, Verdict
 from nas_mnist.space import Candidate
-from nas_mnist.study import Storage
+from nas_mnist.storage import Storage
 from nas_mnist.training import EpochResult, Recipe, evaluate
 from nas_mnist.workers import Worker
 

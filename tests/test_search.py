@@ -11,6 +11,7 @@ from nas_mnist.data import search_split
 from nas_mnist.datasets import DATASETS
 from nas_mnist.errors import BudgetError, DataError, StudyError
 from nas_mnist.search import SearchSettings
+from nas_mnist.storage import Storage
 from nas_mnist.trial import EpochTrained, TrialEnded, TrialStarted
 from nas_mnist.workers import Worker
 
@@ -19,7 +20,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def settings(tmp_path, data_dir):
-    storage = study.Storage.parse(str(tmp_path / "s.db"))
+    storage = Storage.parse(str(tmp_path / "s.db"))
     return SearchSettings(storage, n_trials=2, epochs=2, train_images=300, data_dir=data_dir, warm_start=False)
 
 

@@ -9,10 +9,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from nas_mnist import study
+from nas_mnist import ownership, study
 from nas_mnist.datasets import DATASETS, MNIST
 from nas_mnist.errors import StudyError
-from nas_mnist.study import Progress, SharedStudy, Storage
+from nas_mnist.storage import Storage
+from nas_mnist.study import Progress, SharedStudy
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ _CRASHING = """
 import os, sys
 import optuna
 from nas_mnist import study
-storage = study.Storage.parse(sys.argv[1])
+storage = Storage.parse(sys.argv[1])
 def objective(trial):
     trial.suggest_float("x", 0, 1)
     trial.set_constraint(study.CONSTRAINT, -1)
@@ -127,9 +128,9 @@ def test_trial_of_a_process_whose_number_was_given_to_another_is_taken_back(stor
     mine = shared(storage, study.until_trained(1))
     mine._thread_local.in_optimize_loop = True
     trial = mine.ask()
-    host, pid, started = trial.user_attrs[study.OWNER]
-    assert pid == os.getpid() and study._started(pid) == started
-    trial.set_user_attr(study.OWNER, [host, pid, started - 1000])
+    host, pid, started = trial.user_attrs[ownership.OWNER]
+    assert pid == os.getpid() and ownership._started(pid) == started
+    trial.set_user_attr(ownership.OWNER, [host, pid, started - 1000])
     assert study.recover(mine) == 1
     assert states(storage) == [TrialState.FAIL, TrialState.WAITING]
 
@@ -138,7 +139,7 @@ _WORKING = """
 import sys, time
 import optuna
 from nas_mnist import study
-storage = study.Storage.parse(sys.argv[1])
+storage = Storage.parse(sys.argv[1])
 shared = study.SharedStudy(storage, "s", demand=study.until_trained(12), seed=0, worker=int(sys.argv[2]),
                            pruner=optuna.pruners.NopPruner())
 def objective(trial):
@@ -158,7 +159,7 @@ def test_processes_together_train_exactly_the_asked_number_and_each_queued_trial
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 12
     assert sorted(t.params["x"] for t in trials)[:1] == [0.0]
     assert len({t.params["x"] for t in trials}) == 12
-    assert len({t.user_attrs[study.OWNER][1] for t in trials}) == 3
+    assert len({t.user_attrs[ownership.OWNER][1] for t in trials}) == 3
 
 
 def test_workers_and_resumed_runs_draw_different_candidates(storage):
@@ -253,7 +254,7 @@ def test_sqlite_writes_ahead_and_waits_for_other_programs(storage):
 
 def test_lock_is_held_by_one_at_a_time(storage):
     script = (
-        "import sys, time\nfrom nas_mnist.study import Storage\n"
+        "import sys, time\nfrom nas_mnist.storage import Storage\n"
         "with Storage.parse(sys.argv[1]).lock():\n print(1, flush=True)\n time.sleep(1.5)"
     )
     with subprocess.Popen([sys.executable, "-c", script, str(storage.path)], stdout=subprocess.PIPE) as process:

@@ -12,7 +12,7 @@ from nas_mnist import cli, study, study_report
 from nas_mnist.datasets import DATASETS
 from nas_mnist.errors import NasMnistError, StudyError
 from nas_mnist.search import leaderboard
-from nas_mnist.study import Storage
+from nas_mnist.storage import Storage
 
 SECTIONS = {
     "summary": "Summary",

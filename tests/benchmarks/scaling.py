@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nas_mnist import space, study
-from nas_mnist.study import Storage
+from nas_mnist.storage import Storage
 
 sys.path.append(str(Path(__file__).parents[1]))
 import postgresql

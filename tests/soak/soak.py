@@ -30,8 +30,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from nas_mnist import predict, study
+from nas_mnist import ownership, predict, study
 from nas_mnist.errors import NasMnistError
+from nas_mnist.storage import Storage
 
 TRIALS_A_ROUND, FAULTS_A_ROUND, WORKERS, EPOCHS = 5, 4, 2, 2
 DISK_BYTES = 32_000_000
@@ -53,8 +54,8 @@ class Search:
         return self.folder / "disk"
 
     @property
-    def storage(self) -> study.Storage:
-        return study.Storage.parse(str(self.disk / "soak.db"))
+    def storage(self) -> Storage:
+        return Storage.parse(str(self.disk / "soak.db"))
 
     @property
     def log(self) -> Path:
@@ -109,7 +110,7 @@ class Search:
             time.sleep(0.1)
 
 
-def nas_mnist(command: str, storage: study.Storage) -> list[str]:
+def nas_mnist(command: str, storage: Storage) -> list[str]:
     return [sys.executable, "-m", "nas_mnist", command, "--storage", storage.url]
 
 
@@ -360,7 +361,7 @@ class Soak:
         self._go_on()
         found = study.load(self.search.storage.open(), "nas-mnist")
         running = (TrialState.RUNNING,)
-        self.search.wait(lambda: not any(map(study._is_orphan, found.get_trials(deepcopy=False, states=running))))
+        self.search.wait(lambda: not any(map(ownership.is_orphan, found.get_trials(deepcopy=False, states=running))))
 
     def export(self) -> None:
         """Killed at some moment; the folder is a whole solution, this one's or an earlier one's, or it is not there."""
