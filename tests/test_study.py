@@ -75,6 +75,7 @@ _CRASHING = """
 import os, sys
 import optuna
 from nas_mnist import study
+from nas_mnist.storage import Storage
 storage = Storage.parse(sys.argv[1])
 def objective(trial):
     trial.suggest_float("x", 0, 1)
@@ -139,6 +140,7 @@ _WORKING = """
 import sys, time
 import optuna
 from nas_mnist import study
+from nas_mnist.storage import Storage
 storage = Storage.parse(sys.argv[1])
 shared = study.SharedStudy(storage, "s", demand=study.until_trained(12), seed=0, worker=int(sys.argv[2]),
                            pruner=optuna.pruners.NopPruner())
