@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 
 from nas_mnist import errors, export, ownership, report, retrain, study
 from nas_mnist.architecture import parse
+from nas_mnist.artifacts import Artifacts
 from nas_mnist.network import build
 from nas_mnist.signals import stopped_once
 from nas_mnist.storage import LOCK_TIMEOUT_SECONDS, Storage, experimental
@@ -230,15 +231,16 @@ def test_failed_job_that_another_trial_has_done_is_not_done_again(storage):
     assert states(trials_of(storage)) == "FC"
 
 
-def test_retry_takes_no_half_written_file_and_no_owner_along(storage):
+def test_retry_takes_no_file_and_no_owner_along(storage):
     found, trial = ask(storage)
     trial.set_user_attr(ownership.OWNER, [ownership.owner()[0], 1, -1.0])
     trial.set_user_attr("architecture", "c10k28-")
-    found._storage.set_trial_system_attr(trial._trial_id, f"{study.ARTIFACTS_ATTR_PREFIX}1", "{}")
+    artifacts = Artifacts(found, storage.artifacts)
+    artifacts.add(trial, "weights.safetensors", b"1")
     study.recover(found)
     _, retry = found.get_trials()
     assert retry.user_attrs == {"architecture": "c10k28-"}
-    assert not any(key.startswith(study.ARTIFACTS_ATTR_PREFIX) for key in retry.system_attrs)
+    assert artifacts.of(trial) and not artifacts.of(retry)
 
 
 # --- out of memory ---------------------------------------------------------------------------------------------------
@@ -419,7 +421,7 @@ def test_search_goes_on_while_the_clock_is_set_to_and_fro(command, tmp_path, dat
 
 # --- real searches, on disks that fill up ----------------------------------------------------------------------------
 
-SEARCH = ["search", "--epochs", 1, "--train-images", 300, "--workers", 2]
+SEARCH = ["search", "--no-warm-start", "--epochs", 1, "--train-images", 300, "--workers", 2]
 
 
 @pytest.fixture
