@@ -396,13 +396,14 @@ def report(soak: Soak, n_rounds: int, seconds: float) -> Table:
     n_said = soak.search.log.read_text().count("is started again")
     table = Table(
         title=f"{n_rounds} rounds, {soak.n_trials} trials asked for and trained, {seconds / 60:.0f} minutes",
-        caption=f"the command was started {soak.search.n_runs} times, and replaced {n_said} workers and said so",
+        caption=f"the command was started {soak.search.n_runs} times, and replaced {n_said} workers and said so; "
+        "a candidate is queued again twice, then given up",
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
     )
     table.add_column("fault", no_wrap=True)
-    for name in ("injected", "inter-\nrupted", "queued\nagain", "epochs\nrepeated", "finished\nand lost"):
+    for name in ("injected", "inter-\nrupted", "queued\nagain", "epochs\nrepeated", "lost"):
         table.add_column(name, justify="right", no_wrap=True)
     total = Tally()
     for name, tally in soak.tallies.items():
