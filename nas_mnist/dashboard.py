@@ -97,7 +97,8 @@ def publish(storage: Storage, study_name: str, data_dir: Path) -> None:
                 _draw_pictures(artifacts, kept, data_dir, dataset)
             _save_plots(found, trials, dataset)
         _write_trial_notes(artifacts, trials)
-        save_note(found, _study_note(artifacts, trials, best))
+        command = found.user_attrs.get(search.COMMAND)
+        save_note(found, notes.study_note(found, trials, best, artifacts.n_bytes(), command))
 
 
 def _save_plots(found: optuna.Study, trials: list[FrozenTrial], dataset: Dataset) -> None:
@@ -164,10 +165,3 @@ def _write_trial_notes(artifacts: Artifacts, trials: list[FrozenTrial]) -> None:
             live = optuna.Trial(artifacts.study, trial._trial_id)  # what the dashboard's own functions take
             url = get_artifact_path(live, artifacts.add(trial, DRAWING, drawing.encode()))
             save_note(live, notes.trial_note(trial, url))
-
-
-def _study_note(artifacts: Artifacts, trials: list[FrozenTrial], best: tuple[FrozenTrial, ...]) -> str:
-    found = artifacts.study
-    metric = (found.metric_names or ["accuracy"])[0]
-    identity = found.user_attrs.get("identity", {})
-    return notes.study_note(found.study_name, metric, identity, trials, best, artifacts.n_bytes())

@@ -4,21 +4,21 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial
 
 from nas_mnist import study
 from nas_mnist.architecture import Architecture
-from nas_mnist.space import Candidate
+from nas_mnist.space import Candidate, distributions
+from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS, N_FINAL_EPOCHS, TARGET_ACCURACY
 
 N_LISTED = 10
-PURPOSE = (
-    "Tiny convolutional networks under a hard budget of parameters and epochs. Each trial has a note with a drawing."
+TASK = (
+    f"The task: a convolutional network with fewer than {MAX_PARAMS:,} parameters that gets {TARGET_ACCURACY:.1%} of "
+    f"MNIST's test images right in each of the last {N_FINAL_EPOCHS} of at most {MAX_EPOCHS} epochs. "
+    "Each trial has a note of its own."
 )
-NEXT_STEPS = """```
-nas-mnist search --trials N   # goes on, to N trained trials
-nas-mnist confirm             # the best again, on fresh folds and seeds
-nas-mnist retrain             # the winner on all images; then the test set
-```"""
 
 
 def trial_note(trial: FrozenTrial, drawing_url: str) -> str:
@@ -74,24 +74,34 @@ def _recipe_lines(candidate: Candidate) -> str:
 
 
 def study_note(
-    name: str,
-    metric: str,
-    identity: dict[str, Any],
-    trials: list[FrozenTrial],
-    best: Iterable[FrozenTrial],
-    n_bytes: int,
+    found: optuna.Study, trials: list[FrozenTrial], best: Iterable[FrozenTrial], n_bytes: int, command: str | None
 ) -> str:
-    """What a study is, how far it has come, and its leaderboard."""
-    now = study.progress(trials)
+    """What a study is, how far it has come, and its leaderboard; of a search also its command and its space."""
+    now, identity = study.progress(trials), found.user_attrs.get("identity", {})
     facts = {
-        "objective": metric,
+        "objective": (found.metric_names or ["accuracy"])[0],
         **{key.replace("_", " ").replace("max params", "parameters, fewer than"): v for key, v in identity.items()},
         "trained": f"{now.trained} trials, {now.pruned} of them pruned early; {now.over_budget} over the budget, "
         f"{now.failed} failed, {now.running} running",
         "files": f"{n_bytes / 1e6:.1f} MB: drawings, and weights and pictures of the best candidates",
     }
     lines = "\n".join(f"- **{key}**: {_plain(value)}" for key, value in facts.items())
-    return "\n\n".join([f"# {_plain(name)}", PURPOSE, lines, "## Leaderboard", _leaderboard(best), NEXT_STEPS])
+    parts = [f"# {_plain(found.study_name)}", TASK, lines, "## Leaderboard", _leaderboard(best)]
+    if command:
+        parts += ["## Command", f"```\n{command}\n```", "## Space", space_table(identity["optimizer"])]
+    return "\n\n".join(parts)
+
+
+def space_table(optimizer: str) -> str:
+    """Every parameter that a trial draws, and its range."""
+    rows = [(f"`{name}`", _code(_range(d))) for name, d in distributions(optimizer).items()]
+    return _table(("parameter", "range"), rows, "ll")
+
+
+def _range(distribution: BaseDistribution) -> str:
+    if isinstance(distribution, CategoricalDistribution):
+        return ", ".join(map(str, distribution.choices))
+    return f"{distribution.low:g} – {distribution.high:g}" + ", log" * distribution.log
 
 
 def _leaderboard(best: Iterable[FrozenTrial]) -> str:

@@ -1,5 +1,6 @@
 """The search: worker processes that draw candidates, train them, and report every epoch to the study."""
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +27,7 @@ from nas_mnist.training import Recipe, final_accuracy
 from nas_mnist.trial import TrialStarted, WorkerDone, record, train_and_report, work_off
 from nas_mnist.workers import Send, Worker, run_workers
 
+COMMAND = "command"  # attribute of the study: the last that worked on it
 KEEP_WEIGHTS = "keep_weights"  # attribute of the study: of how many candidates weights and pictures are kept
 
 
@@ -58,6 +60,27 @@ class SearchSettings:
             optimizer=self.optimizer,
             space=space.fingerprint(self.optimizer),
         )
+
+    @property
+    def command(self) -> str:
+        """The command that asks for this, as people may see it."""
+        plain = SearchSettings(self.storage)
+        options = {
+            "storage": str(self.storage),
+            "study": self.study_name,
+            "trials": self.n_trials,
+            "max-params": self.max_params,
+            "epochs": self.epochs,
+            "train-images": self.train_images,
+            "dataset": self.dataset.name,
+            "optimizer": self.optimizer,
+            "seed": self.seed,
+        }
+        usual = {"study": self.dataset.study, "max-params": plain.max_params, "epochs": plain.epochs}
+        usual |= {"train-images": None, "dataset": MNIST.name, "optimizer": plain.optimizer, "seed": plain.seed}
+        words = [word for name, v in options.items() if v != usual.get(name, "") for word in (f"--{name}", str(v))]
+        switches = [f"--no-{name}" for name, on in (("prune", self.prune), ("warm-start", self.warm_start)) if not on]
+        return shlex.join(["nas-mnist", "search", *words, *switches])
 
 
 @dataclass(frozen=True)
@@ -173,6 +196,7 @@ def _prepare_study(settings: SearchSettings) -> None:
         )
         found = study.load(storage, settings.study_name)
         found.set_user_attr(KEEP_WEIGHTS, settings.keep_weights)
+        found.set_user_attr(COMMAND, settings.command)
         if settings.warm_start:
             _enqueue_references(found, settings)
 

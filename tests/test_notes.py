@@ -3,6 +3,7 @@ from optuna.trial import TrialState, create_trial
 
 from nas_mnist import notes, zoo
 from nas_mnist.space import Candidate
+from nas_mnist.storage import experimental
 from nas_mnist.training import Recipe
 
 
@@ -32,22 +33,33 @@ def test_trial_over_the_budget_says_by_how_much():
     assert "Over the budget" not in notes.trial_note(made(), "x")
 
 
+def study_of(name="tiny", **identity):
+    found = optuna.create_study(study_name=name)
+    with experimental():
+        found.set_metric_names(["validation accuracy"])
+    found.set_user_attr("identity", identity)
+    return found
+
+
 def test_study_note_tells_what_the_study_is_and_ranks_the_best():
-    identity = {"dataset": "mnist", "max_params": 8000, "train_images": 50_000}
+    found = study_of(dataset="mnist", max_params=8000, train_images=50_000, optimizer="sgd")
     trials = [made(), made("step-by-step")]
-    note = notes.study_note("tiny", "validation accuracy", identity, trials, trials, 1_234_567)
+    note = notes.study_note(found, trials, trials, 1_234_567, "nas-mnist search --trials 7")
     assert "**parameters, fewer than**: 8,000" in note and "**train images**: 50,000" in note
+    assert "**objective**: validation accuracy" in note and "at most 15 epochs" in note
     assert "**trained**: 2 trials, 0 of them pruned early" in note and "1.2 MB" in note
-    assert (
-        f"| 1 | -1 | 99.40% | {trials[0].user_attrs['n_parameters']:,} |" in note
-    )  # a trial made by hand is number -1
+    number = trials[0].number  # -1, for a trial made by hand
+    assert f"| 1 | {number} | 99.40% | {trials[0].user_attrs['n_parameters']:,} |" in note
     assert "G c10k1- \\| dropout=0.05`" in note  # a bare bar would end the cell
+    assert "```\nnas-mnist search --trials 7\n```" in note
+    assert "| `learning_rate` | `0.01 – 1, log` |" in note and "| `batch_size` | `64, 128, 256` |" in note
 
 
-def test_study_without_a_result_says_so():
-    assert "No candidate has been trained" in notes.study_note("x", "accuracy", {}, [], [], 0)
+def test_study_that_is_no_search_has_no_command_and_no_space():
+    note = notes.study_note(study_of(dataset="mnist"), [], [], 0, None)
+    assert "No candidate has been trained" in note and "Command" not in note and "Space" not in note
 
 
 def test_name_of_a_study_is_nobodys_markdown():
-    note = notes.study_note("a *b* <img src=x>\n# c", "accuracy", {}, [], [], 0)
+    note = notes.study_note(study_of("a *b* <img src=x>\n# c"), [], [], 0, None)
     assert note.splitlines()[0] == r"# a \*b\* \<img src=x\> \# c"

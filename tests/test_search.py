@@ -1,3 +1,4 @@
+import shlex
 from dataclasses import asdict, replace
 
 import optuna
@@ -199,3 +200,21 @@ def test_same_seed_same_trial(settings, few):
         return search.objective(trial, replace(settings, seed=seed), few, CPU, lambda event: None)
 
     assert value(1) == value(1) != value(2)
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        ({}, ""),
+        ({"max_params": 1000, "prune": False}, " --max-params 1000 --no-prune"),
+        ({"dataset": DATASETS["kmnist"], "study_name": "nas-kmnist", "seed": 3}, " --dataset kmnist --seed 3"),
+        ({"study_name": "it's", "warm_start": False}, """ --study 'it'"'"'s' --no-warm-start"""),
+    ],
+)
+def test_command_of_a_search_asks_for_the_same_again_and_hides_the_password(change, options):
+    settings = SearchSettings(Storage("postgresql+psycopg://me:secret@host/db"), n_trials=7)
+    command = replace(settings, **change).command
+    assert "secret" not in command and command.startswith(
+        "nas-mnist search --storage 'postgresql+psycopg://me:***@host/db'"
+    )
+    assert sorted(shlex.split(command)[4:]) == sorted(shlex.split("--trials 7" + options))
