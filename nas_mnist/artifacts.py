@@ -5,6 +5,7 @@ writes into a trial can never be taken back once the trial has finished, and can
 """
 
 import contextlib
+import csv
 import io
 import json
 import mimetypes
@@ -24,6 +25,7 @@ from nas_mnist.errors import StudyError
 from nas_mnist.network import Network
 
 WEIGHTS = "weights.safetensors"
+MISTAKES = "misclassified.csv"
 
 
 class _WholeFiles(FileSystemArtifactStore):
@@ -108,6 +110,19 @@ class Artifacts:
                 f"{self.folder / artifact_id} must be the weights of trial {trial.number}, and is damaged ({error}): "
                 "train it again in another --study"
             ) from error
+
+    def add_mistakes(self, trial: optuna.Trial | FrozenTrial, mistakes: list[tuple[int, int, int]]) -> None:
+        """What `training.find_mistakes` found, as a table."""
+        lines = ["image,label,prediction", *(",".join(map(str, row)) for row in mistakes)]
+        self.add(trial, MISTAKES, ("\n".join(lines) + "\n").encode())
+
+    def mistakes_of(self, trial: FrozenTrial) -> list[tuple[int, int, int]] | None:
+        """None if the trial kept none."""
+        artifact_id = self.of(trial).get(MISTAKES)
+        if artifact_id is None:
+            return None
+        _, *rows = csv.reader(self.read(artifact_id).decode().splitlines())
+        return [tuple(map(int, row)) for row in rows]
 
     def remove(self, trial: optuna.Trial | FrozenTrial, artifact_id: str) -> None:
         """Delete the entry, then the file; what is gone already is no error."""

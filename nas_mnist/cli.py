@@ -256,7 +256,8 @@ def _add_search(commands) -> None:
 def _search(arguments) -> int:
     from rich.console import Console
 
-    from nas_mnist import dashboard, display, search
+    from nas_mnist import display, search
+    from nas_mnist.publisher import Publisher
 
     settings = search.SearchSettings(
         storage=_storage(arguments),
@@ -274,13 +275,13 @@ def _search(arguments) -> int:
         keep_weights=arguments.keep_weights,
     )
     console = Console()
-    publisher = dashboard.Publisher(settings.storage, settings.study_name, settings.data_dir)
+    publisher = Publisher(settings.storage, settings.study_name, settings.data_dir)
     with (
         _placed(arguments, settings.storage) as (workers, run),
         display.SearchDisplay(console, settings, workers, quiet=arguments.quiet, verbose=arguments.verbose) as show,
     ):
         summary = search.search(settings, workers, _to_both(show, publisher), run)
-    dashboard.publish(settings.storage, settings.study_name, settings.data_dir)
+    publisher.publish()
     display.print_summary(console, settings, summary)
     console.print(f"\n{_next_steps(arguments)}", highlight=False, soft_wrap=True)
     return 0

@@ -8,10 +8,8 @@ import contextlib
 import io
 import socket
 import threading
-import time
 import webbrowser
 from pathlib import Path
-from typing import Any
 
 import optuna
 import torch
@@ -19,23 +17,19 @@ from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial
 from optuna_dashboard import save_note, save_plotly_graph_object
 from optuna_dashboard.artifact import get_artifact_path
-from torch import Tensor
 
 from nas_mnist import figures, notes, search, study
 from nas_mnist.architecture import parse
 from nas_mnist.artifacts import Artifacts
-from nas_mnist.data import Images, load_train, prepare, search_split
+from nas_mnist.data import Images, load_train, prepare
 from nas_mnist.datasets import Dataset
 from nas_mnist.drawing import svg
 from nas_mnist.errors import DataError, StudyError
-from nas_mnist.network import build
-from nas_mnist.storage import STORAGE_ERRORS, Storage
+from nas_mnist.storage import Storage
 from nas_mnist.study_figures import NothingToDraw, accuracy_against_parameters, epochs_spent, learning_curves
-from nas_mnist.training import EpochResult, predict
-from nas_mnist.trial import TrialEnded
-from nas_mnist.workers import Worker
+from nas_mnist.training import EpochResult
 
-DRAWING, CURVES, MISTAKES = "network.svg", "curves.png", "misclassified.png"
+DRAWING, CURVES, PICTURE = "network.svg", "curves.png", "misclassified.png"
 N_MISTAKES_SHOWN = 100  # a bad network has thousands
 PLOT_HEIGHT = 440  # pixels, of the dashboard's cards
 SECONDS_BETWEEN = 30  # two times of publishing; each takes about a second
@@ -67,20 +61,6 @@ def _check_port(host: str, port: int) -> None:
             raise StudyError(f"cannot listen on {host}:{port} ({reason}): choose another with --port") from error
 
 
-class Publisher:
-    """Publishes a study while it is worked on: give it every event, as one gives them to a display."""
-
-    def __init__(self, storage: Storage, study_name: str, data_dir: Path):
-        self._arguments = storage, study_name, data_dir
-        self._last = time.monotonic()
-
-    def __call__(self, worker: Worker | None, event: Any) -> None:
-        if isinstance(event, TrialEnded) and time.monotonic() - self._last > SECONDS_BETWEEN:
-            self._last = time.monotonic()
-            with contextlib.suppress(StudyError, *STORAGE_ERRORS):  # a note is not worth a search; next time
-                publish(*self._arguments)
-
-
 def publish(storage: Storage, study_name: str, data_dir: Path) -> None:
     """Bring everything that the dashboard shows of a study up to date; of a search also which files are kept."""
     with storage.lock(purpose="notes"):  # two of these at once would mix their plots
@@ -92,7 +72,7 @@ def publish(storage: Storage, study_name: str, data_dir: Path) -> None:
             kept = best[: found.user_attrs[search.KEEP_WEIGHTS]]
             _drop_files(artifacts, trials, kept)
             dataset = study.dataset_of(storage, study_name)
-            # Their data or weights may be on another machine: the rest is worth showing without.
+            # Their data or files may be on another machine: the rest is worth showing without.
             with contextlib.suppress(StudyError, DataError):
                 _draw_pictures(artifacts, kept, data_dir, dataset)
             _save_plots(found, trials, dataset)
@@ -134,20 +114,16 @@ def _draw_pictures(artifacts: Artifacts, kept: tuple[FrozenTrial, ...], data_dir
         if CURVES not in there:
             epochs = tuple(EpochResult(**epoch) for epoch in trial.user_attrs["epochs"])
             artifacts.add(trial, CURVES, _png(figures.curves([epochs], "validation")))
-        if MISTAKES not in there and (weights := artifacts.weights_of(trial)):
+        if PICTURE not in there and (mistakes := artifacts.mistakes_of(trial)) is not None:
             prepare(data_dir, dataset)
-            images = search_split(load_train(data_dir, dataset)).val
-            artifacts.add(trial, MISTAKES, _png(_mistakes(trial, weights, images, dataset)))
+            artifacts.add(trial, PICTURE, _png(_draw_mistakes(mistakes, load_train(data_dir, dataset), dataset)))
 
 
-def _mistakes(trial: FrozenTrial, weights: dict[str, Tensor], images: Images, dataset: Dataset) -> Figure:
-    network = build(parse(trial.user_attrs["architecture"]), seed=0)
-    network.load_state_dict(weights)
-    predictions = torch.cat([logits.argmax(1) for logits, _ in predict(network, images)])
-    pixels, labels = images.select(torch.arange(len(images)))
-    wrong = (predictions != labels).nonzero().flatten()
-    title = f"{len(wrong)} of {len(labels):,} validation images wrong: true → predicted"
-    return figures.mistakes(pixels, labels, predictions, wrong[:N_MISTAKES_SHOWN], dataset.classes, title)
+def _draw_mistakes(mistakes: list[tuple[int, int, int]], images: Images, dataset: Dataset) -> Figure:
+    shown = torch.tensor(mistakes[:N_MISTAKES_SHOWN]).reshape(-1, 3)
+    title = f"{len(mistakes)} validation images wrong: true → predicted"
+    every = torch.arange(len(shown))
+    return figures.mistakes(images.pixels[shown[:, 0]], shown[:, 1], shown[:, 2], every, dataset.classes, title)
 
 
 def _png(figure: Figure) -> bytes:

@@ -23,7 +23,7 @@ from nas_mnist.signals import stopped_once
 from nas_mnist.space import Candidate
 from nas_mnist.storage import Storage
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
-from nas_mnist.training import Recipe, final_accuracy
+from nas_mnist.training import Recipe, final_accuracy, find_mistakes
 from nas_mnist.trial import TrialStarted, WorkerDone, record, train_and_report, work_off
 from nas_mnist.workers import Send, Worker, run_workers
 
@@ -270,7 +270,9 @@ def objective(trial: optuna.Trial, settings: SearchSettings, split: Split, devic
     epochs = train_and_report(trial, network, candidate.recipe, split, seed, send)
     accuracy = final_accuracy([epoch.val_accuracy for epoch in epochs])
     if _is_among_the_best(accuracy, trial.study, settings.keep_weights):
-        Artifacts(trial.study, settings.storage.artifacts).add_weights(trial, network)
+        artifacts = Artifacts(trial.study, settings.storage.artifacts)
+        artifacts.add_weights(trial, network)
+        artifacts.add_mistakes(trial, find_mistakes(network, split.val))
     return accuracy
 
 

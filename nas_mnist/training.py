@@ -120,6 +120,14 @@ def evaluate(network: Network, images: Images) -> tuple[float, float]:
     return loss.item() / len(images), correct.item() / len(images)
 
 
+def find_mistakes(network: Network, images: Images) -> list[tuple[int, int, int]]:
+    """What is classified wrong: index in the data set, label, prediction."""
+    predictions = torch.cat([logits.argmax(1) for logits, _ in predict(network, images)])
+    labels = images.labels[images.indices]
+    wrong = (predictions != labels).nonzero().flatten()
+    return list(zip(images.indices[wrong].tolist(), labels[wrong].tolist(), predictions[wrong].tolist(), strict=True))
+
+
 def _train_epoch(network, recipe, images, generator, optimizer, schedule) -> tuple[float, float]:
     """Mean loss and accuracy over the epoch, summed on the device so that no step waits for the host."""
     network.train()

@@ -10,13 +10,16 @@ import optuna
 import pytest
 
 from nas_mnist import dashboard, search, study
-from nas_mnist.artifacts import WEIGHTS, Artifacts
+from nas_mnist.architecture import parse
+from nas_mnist.artifacts import MISTAKES, WEIGHTS, Artifacts
+from nas_mnist.data import load_train, search_split
+from nas_mnist.network import build
 from nas_mnist.search import SearchSettings
 from nas_mnist.storage import Storage
-from nas_mnist.trial import TrialEnded
+from nas_mnist.training import evaluate, find_mistakes
 from nas_mnist.workers import Worker
 
-PICTURES = {dashboard.CURVES, dashboard.MISTAKES, dashboard.DRAWING, WEIGHTS}
+PICTURES = {dashboard.CURVES, dashboard.PICTURE, dashboard.DRAWING, WEIGHTS, MISTAKES}
 
 
 @pytest.fixture(scope="module")
@@ -71,25 +74,23 @@ def test_best_keep_weights_and_pictures_and_every_trial_its_drawing(searched):
     assert on_disk == {artifact_id for names in files.values() for artifact_id in names.values()}
 
 
+def test_mistakes_of_the_best_are_those_of_its_weights(searched):
+    found = study.load(searched.storage.open(), searched.study_name)
+    best, artifacts = found.best_trial, Artifacts(found, searched.storage.artifacts)
+    network = build(parse(best.user_attrs["architecture"]), seed=0)
+    network.load_state_dict(artifacts.weights_of(best))
+    images = search_split(load_train(searched.data_dir)).val
+    mistakes = artifacts.mistakes_of(best)
+    assert mistakes == find_mistakes(network, images)
+    assert 1 - len(mistakes) / len(images) == pytest.approx(evaluate(network, images)[1])
+    assert all(images.labels[i] == label != prediction for i, label, prediction in mistakes)
+    assert {i for i, _, _ in mistakes} <= set(images.indices.tolist())
+
+
 def test_publishing_again_changes_nothing(searched):
     before = files_by_trial(searched)
     dashboard.publish(searched.storage, searched.study_name, searched.data_dir)
     assert files_by_trial(searched) == before
-
-
-def test_search_publishes_while_it_runs_but_not_too_often(searched, monkeypatch):
-    published = []
-    monkeypatch.setattr(dashboard, "publish", lambda *arguments: published.append(arguments))
-    publisher = dashboard.Publisher(searched.storage, "a", searched.data_dir)
-    publisher(None, TrialEnded(1, False, 1, 0.9))
-    assert not published
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + dashboard.SECONDS_BETWEEN + 1)
-    publisher(None, "another event")
-    assert not published
-    for _ in range(2):
-        publisher(None, TrialEnded(1, False, 1, 0.9))
-    assert published == [(searched.storage, "a", searched.data_dir)]
 
 
 def test_leaderboard_note_and_pictures_appear_in_a_browser(searched, server, page, screenshots):
