@@ -22,12 +22,12 @@ from nas_mnist.workers import (
     STOP_SECONDS,
     WORKERS_PER_GPU,
     Failure,
-    Progress,
     Send,
     Worker,
     WorkerDied,
     WorkerFailed,
     attempt,
+    is_forgiven,
 )
 
 CONNECT_SECONDS = 10
@@ -43,6 +43,7 @@ class _Task:
     worker: Worker
     reference: ray.ObjectRef
     restarts: int  # without progress in between
+    raised: bool = False  # the one before ended by an exception
     started: bool = False
 
 
@@ -123,14 +124,14 @@ def run_workers(
             queue.shutdown(force=True)
 
 
-def _start(work, worker: Worker, queue: Queue, restarts: int) -> _Task:
+def _start(work, worker: Worker, queue: Queue, restarts: int, *, raised: bool = False) -> _Task:
     reference = _run.options(
         num_cpus=1,
         num_gpus=0 if worker.device == "cpu" else 1 / WORKERS_PER_GPU,
         max_retries=-1,  # `_receive` counts
         name=f"nas-mnist worker {worker.index}",
     ).remote(work, worker, queue)
-    return _Task(worker, reference, restarts)
+    return _Task(worker, reference, restarts, raised)
 
 
 @ray.remote(max_calls=1)  # the owner of a trial is a process, which must end with its worker
@@ -141,7 +142,7 @@ def _run(work, worker: Worker, queue: Queue) -> Failure | None:
 
 def _receive(task: _Task, event: Any, on_event) -> None:
     if not isinstance(event, _Started):
-        task.restarts = 0 if isinstance(event, Progress) else task.restarts
+        task.restarts = 0 if is_forgiven(event, task.raised) else task.restarts
         on_event(task.worker, event)
     elif task.started:
         _count_death(task, "its process or its node is gone", on_event)
@@ -171,7 +172,7 @@ def _replace(work, task: _Task, queue: Queue, on_event) -> list[_Task]:
     if failure.final:
         raise WorkerFailed(failure.message)
     _count_death(task, failure.message, on_event)
-    return [_start(work, task.worker, queue, task.restarts)]
+    return [_start(work, task.worker, queue, task.restarts, raised=True)]
 
 
 def _stop(tasks: list[_Task]) -> None:

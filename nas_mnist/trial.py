@@ -18,7 +18,7 @@ from nas_mnist.errors import TrainingDiverged
 from nas_mnist.network import Network
 from nas_mnist.space import Candidate
 from nas_mnist.training import EpochResult, Recipe, train
-from nas_mnist.workers import Progress, Send
+from nas_mnist.workers import Completed, Progress, Send
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class EpochTrained(Progress):
 
 
 @dataclass(frozen=True)
-class TrialEnded:
+class TrialEnded(Completed):
     """A trial is over and stored: trained to the end, pruned, or over the budget."""
 
     trial: int

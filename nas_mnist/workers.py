@@ -38,6 +38,10 @@ class Progress:
     """Base of the events that show that a worker gets on with its work, and is no hopeless case."""
 
 
+class Completed(Progress):
+    """Base of the events that show that a piece of work is done."""
+
+
 @dataclass(frozen=True)
 class WorkerDied:
     """The event that the parent itself makes when a worker ends before its work is done."""
@@ -63,6 +67,7 @@ class _Process:
     process: multiprocessing.Process
     connection: Connection
     restarts: int
+    raised: bool  # the one before ended by an exception
     failure: Failure | None = None
 
 
@@ -112,7 +117,7 @@ def run_workers(
     running = []
     with stopped_once():
         try:
-            running = [_start(context, work, worker, 0) for worker in workers]
+            running = [_start(context, work, worker, 0, raised=False) for worker in workers]
             while running:
                 ready = wait([p.connection for p in running], timeout=0.2)
                 for process in [p for p in running if p.connection in ready]:
@@ -133,9 +138,14 @@ def _receive(process: _Process, on_event) -> bool:
     if isinstance(event, Failure):
         process.failure = event
     else:
-        process.restarts = 0 if isinstance(event, Progress) else process.restarts
+        process.restarts = 0 if is_forgiven(event, process.raised) else process.restarts
         on_event(process.worker, event)
     return True
+
+
+def is_forgiven(event: Any, raised: bool) -> bool:
+    """Whether earlier deaths of a worker count no longer: a kill when it gets on, an exception when it completes."""
+    return isinstance(event, Completed if raised else Progress)
 
 
 def _replace(context, work, process: _Process, on_event) -> list[_Process]:
@@ -152,7 +162,7 @@ def _replace(context, work, process: _Process, on_event) -> list[_Process]:
     on_event(process.worker, WorkerDied(reason))
     if process.restarts >= MAX_RESTARTS:
         raise _hopeless(process.worker, reason)
-    return [_start(context, work, process.worker, process.restarts + 1)]
+    return [_start(context, work, process.worker, process.restarts + 1, raised=failure is not None)]
 
 
 def _hopeless(worker: Worker, reason: str) -> WorkerFailed:
@@ -163,13 +173,13 @@ def _hopeless(worker: Worker, reason: str) -> WorkerFailed:
     return error
 
 
-def _start(context, work, worker: Worker, restarts: int) -> _Process:
+def _start(context, work, worker: Worker, restarts: int, *, raised: bool) -> _Process:
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_main, args=(work, worker, sending), name=f"nas-mnist worker {worker.index}")
     with blocked_for_children():  # Ctrl-C reaches the whole group; the parent decides
         process.start()
     sending.close()  # so that the end of the worker is the end of the pipe
-    return _Process(worker, process, receiving, restarts)
+    return _Process(worker, process, receiving, restarts, raised)
 
 
 def _stop(running: list[_Process]) -> None:

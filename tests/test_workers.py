@@ -9,7 +9,7 @@ import pytest
 
 from nas_mnist import workers
 from nas_mnist.errors import DeviceError, NasMnistError
-from nas_mnist.workers import Progress, Worker, WorkerDied, WorkerFailed, plan_workers, run_workers
+from nas_mnist.workers import Completed, Progress, Worker, WorkerDied, WorkerFailed, plan_workers, run_workers
 
 TWO = [Worker(0, "cpu"), Worker(1, "cpu")]
 
@@ -82,6 +82,28 @@ def _die_after_progress(folder, worker, send):
 def test_worker_that_gets_on_is_replaced_as_often_as_it_is_killed(tmp_path):
     events = collect(partial(_die_after_progress, tmp_path), which=TWO[:1])
     assert sum(isinstance(event, WorkerDied) for _, event in events) == 6
+
+
+def _raise_after(event, worker, send):
+    send(event)
+    raise MemoryError
+
+
+def test_exception_after_the_first_epoch_of_every_trial_ends_the_run():
+    with pytest.raises(WorkerFailed, match="died 4 times in a row"):
+        collect(partial(_raise_after, Progress()), which=TWO[:1])
+
+
+def _raise_after_a_trial(folder, worker, send):
+    marks = len(list(folder.iterdir()))
+    if marks < 5:
+        (folder / str(marks)).touch()
+        _raise_after(Completed(), worker, send)
+
+
+def test_worker_that_completes_trials_is_replaced_as_often_as_it_raises(tmp_path):
+    events = collect(partial(_raise_after_a_trial, tmp_path), which=TWO[:1])
+    assert sum(isinstance(event, WorkerDied) for _, event in events) == 5
 
 
 def _bad_input(worker, send):
