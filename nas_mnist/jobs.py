@@ -36,6 +36,10 @@ class Queue:
     identity: dict[str, Any]
     jobs: tuple[Job, ...]
 
+    def wants(self, trial: FrozenTrial) -> bool:
+        """Whether the trial stands for one of these jobs."""
+        return job_of(trial) in self.jobs
+
 
 @dataclass(frozen=True)
 class JobsBegan:
@@ -70,7 +74,7 @@ def run_jobs(
     with queue.storage.lock():
         study.create(storage, queue.study_name, metric=queue.metric, attributes={"identity": queue.identity})
         found = study.load(storage, queue.study_name)
-        study.recover(found)
+        study.recover(found, queue.wants)
     n_done = len(finished(found, queue.jobs))
     n_left = len(queue.jobs) - n_done
     on_event(None, JobsBegan(n_left, n_done))
@@ -80,7 +84,8 @@ def run_jobs(
                 work = partial(_work, queue, prepare, pruner or optuna.pruners.NopPruner())
                 run_workers(work, workers[:n_left], on_event)
         finally:
-            study.take_back(queue.storage, queue.study_name)
+            # Tried again when the same command goes on: another one does only what it was asked for.
+            study.take_back(queue.storage, queue.study_name, wanted=lambda trial: False)
     return finished(found, queue.jobs)
 
 
@@ -106,6 +111,7 @@ def _work(queue: Queue, prepare: Callable[[str], Objective], pruner, worker: Wor
         seed=0,
         worker=worker.index,
         pruner=pruner,
+        wanted=queue.wants,
         on_outage=send,
     )
     work_off(shared, lambda trial, send: objective(trial, trial.user_attrs[study.JOB], send), send)

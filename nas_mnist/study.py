@@ -165,12 +165,20 @@ def until_queue_is_empty(now: Progress) -> int:
     return now.waiting
 
 
+Wanted = Callable[[FrozenTrial], bool]  # whether a failed trial is to be tried again
+
+
+def any_trial(trial: FrozenTrial) -> bool:
+    return True
+
+
 class SharedStudy(optuna.Study):
     """A study that many processes work on: each trial is handed out once, and never one too many.
 
     `demand` says how many trials may start at the moment. When none may but some are running, `ask` waits, for one of
-    them may fail. When none is running either, it raises `NoMoreTrials`. Optuna itself counts trials for each process
-    alone, and on SQLite two processes can be handed the same waiting trial.
+    them may fail. When none is running either, it raises `NoMoreTrials`. Failed trials that are `wanted` are tried
+    again. Optuna itself counts trials for each process alone, and on SQLite two processes can be handed the same
+    waiting trial.
     """
 
     def __init__(
@@ -182,11 +190,12 @@ class SharedStudy(optuna.Study):
         seed: int,
         worker: int,
         pruner,
+        wanted: Wanted = any_trial,
         on_outage: OnOutage = lambda event: None,
     ):
         super().__init__(name, storage.open(on_outage=on_outage), pruner=pruner)
         self._lock = partial(storage.lock, on_outage)
-        self._demand = demand
+        self._demand, self._wanted = demand, wanted
         self.waited_seconds = 0.0  # for trials of other workers, at the end
         # A seed of its own for each worker and each start, or all of them would draw the same first trials.
         entropy = np.random.SeedSequence([seed, worker, len(self.get_trials(deepcopy=False))])
@@ -195,7 +204,7 @@ class SharedStudy(optuna.Study):
     def ask(self, fixed_distributions=None) -> optuna.Trial:
         while True:
             with self._lock():
-                recover(self)
+                recover(self, self._wanted)
                 now = progress(self.get_trials(deepcopy=False))
                 if self._demand(now) > 0:
                     trial = super().ask(fixed_distributions)
@@ -218,44 +227,38 @@ def work_off(
     Raises `ConnectionError` if the storage is lost in the middle; the trial is queued again once this process is gone.
     """
 
-    def attempt(trial: optuna.Trial) -> float:
-        try:
-            return objective(trial)
-        except KeyboardInterrupt:  # Ray asks a worker to stop; Optuna fails the trial, which another shall take up
-            _retry(study, copy.deepcopy(study._storage.get_trial(trial._trial_id)))
-            raise
-
     try:
-        study.optimize(attempt, callbacks=[on_end])
+        study.optimize(objective, callbacks=[on_end])
     except NoMoreTrials:
         pass
     except STORAGE_ERRORS as error:
         raise ConnectionError(f"the storage failed; {reason(error)}") from error
 
 
-def take_back(storage: Storage, name: str) -> None:
-    """Queue again what workers that were stopped have left; a server that is away leaves it to the next run."""
+def take_back(storage: Storage, name: str, wanted: Wanted = any_trial) -> None:
+    """As `recover`, for what workers that were stopped have left; a server that is away leaves it to the next run."""
     with contextlib.suppress(StudyError, *STORAGE_ERRORS):
         found = load(storage.open(), name)
         with storage.lock():
-            recover(found)
+            recover(found, wanted)
 
 
-def recover(study: optuna.Study) -> int:
-    """Fail the running trials whose process on this host is gone, queue them again, and say how many there were.
+def recover(study: optuna.Study, wanted: Wanted = any_trial) -> int:
+    """Fail the running trials whose process on this host is gone, and say how many there were.
 
-    The caller holds the storage's lock. Trials of other hosts are taken back when their heartbeat has stopped.
+    Those that failed and are `wanted` are queued again. The caller holds the storage's lock. Trials of other hosts are
+    taken back when their heartbeat has stopped.
     """
     with experimental():
         optuna.storages.fail_stale_trials(study)
     orphans = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if is_orphan(trial)]
     for trial in orphans:
         study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-    _queue_failed_again(study)
+    _queue_failed_again(study, wanted)
     return len(orphans)
 
 
-def _queue_failed_again(study: optuna.Study) -> None:
+def _queue_failed_again(study: optuna.Study, wanted: Wanted) -> None:
     """Queue the failed trials that were not yet, whoever failed them: we, the heartbeat, an error; at most twice each.
 
     Who is killed between failing a trial and queueing it leaves that to the next who comes here.
@@ -266,6 +269,7 @@ def _queue_failed_again(study: optuna.Study) -> None:
     for trial in trials:
         if (
             trial.state == TrialState.FAIL
+            and wanted(trial)
             and trial.number not in tried_again
             and len(_retry_history(trial)) < MAX_RETRIES
             and trial.user_attrs.get(JOB) not in jobs

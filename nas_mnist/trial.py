@@ -59,7 +59,6 @@ def record(
 ) -> None:
     """Write down what is going to be trained, flat, so that the dashboard can sort by it."""
     attributes = {
-        "architecture": str(candidate.architecture),
         "n_parameters": n_parameters,
         "n_macs": candidate.architecture.n_macs,
         "receptive_field": candidate.architecture.receptive_field,
@@ -67,6 +66,7 @@ def record(
         "seed": seed,
         "device": device_name(device),
         "versions": versions(),
+        "architecture": str(candidate.architecture),  # the last: where it is, all are
     }
     for name, value in attributes.items():
         trial.set_user_attr(name, value)

@@ -186,7 +186,7 @@ def test_what_is_printed_to_go_on_never_tells_the_password(capsys):
     arguments = cli.build_parser().parse_args(["search", "--storage", URLS[0]])
     assert not tells(capsys.readouterr().err + cli._next_steps(arguments))
     assert "user:***@127.0.0.1" in cli._next_steps(arguments)
-    assert not any(tells(str(Storage.parse(url))) for url in (URLS[0], *URLS[2:5]))
+    assert not any(tells(str(Storage.parse(url))) for url in (URLS[0], *URLS[2:4]))
     assert shown("sqlite:///a.db at 12:30, me@example.org") == "sqlite:///a.db at 12:30, me@example.org"
 
 

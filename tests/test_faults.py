@@ -514,7 +514,7 @@ def test_worker_that_finds_the_disk_full_ends_the_search_with_one_line(disk):
 
 def _weigh(storage, trial):
     network = build(parse("c8 M c12 M c16 G c10k1-"), seed=0)
-    retrain._keep_weights(network, trial, storage)
+    Artifacts(trial.study, storage.artifacts).add_weights(trial, network)
 
 
 @pytest.mark.parametrize("n_bytes", [0, 4096])
@@ -530,7 +530,7 @@ def test_full_disk_leaves_no_part_of_the_weights(storage, disk, n_bytes):
     found, trial = ask(storage)
     _weigh(storage, trial)
     assert len(list(disk.folder.iterdir())) == 2
-    assert retrain._read_weights(storage, storage.open(), found.get_trials()[1])
+    assert retrain._read_weights(storage, found, found.get_trials()[1])
 
 
 @pytest.mark.parametrize("n_bytes", [0, 40_000, 400_000])

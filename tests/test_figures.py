@@ -48,8 +48,9 @@ def test_confusion_names_the_classes():
 
 
 def test_target_is_drawn_only_where_there_is_one():
-    run = made(0, [0.5, 0.9])
-    assert len(figures.curves((run,), target=0.994).axes[1].lines) == len(figures.curves((run,)).axes[1].lines) + 1
+    runs = [made([0.5, 0.9])]
+    without = len(figures.curves(runs, "test").axes[1].lines)
+    assert len(figures.curves(runs, "test", target=0.994).axes[1].lines) == without + 1
 
 
 @pytest.mark.parametrize("n", [0, 1, 10, 60])
