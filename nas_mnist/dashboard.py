@@ -32,7 +32,6 @@ from nas_mnist.training import EpochResult
 DRAWING, CURVES, PICTURE = "network.svg", "curves.png", "misclassified.png"
 N_MISTAKES_SHOWN = 100  # a bad network has thousands
 PLOT_HEIGHT = 440  # pixels, of the dashboard's cards
-SECONDS_BETWEEN = 30  # two times of publishing; each takes about a second
 
 
 def serve(storage: Storage, host: str, port: int, data_dir: Path, *, open_browser: bool = False) -> None:
@@ -71,7 +70,7 @@ def publish(storage: Storage, study_name: str, data_dir: Path) -> None:
         if search.KEEP_WEIGHTS in found.user_attrs:
             kept = best[: found.user_attrs[search.KEEP_WEIGHTS]]
             _drop_files(artifacts, trials, kept)
-            dataset = study.dataset_of(storage, study_name)
+            dataset = study.recorded_dataset(found.user_attrs["identity"])
             # Their data or files may be on another machine: the rest is worth showing without.
             with contextlib.suppress(StudyError, DataError):
                 _draw_pictures(artifacts, kept, data_dir, dataset)

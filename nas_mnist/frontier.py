@@ -79,9 +79,5 @@ def best_under(budget: int, found: Iterable[Best]) -> Best:
 
 def _own_budget(settings: SearchSettings) -> int:
     """That of the study of this name if it is there, else the one asked for."""
-    if settings.storage.path and not settings.storage.path.exists():
-        return settings.max_params
-    opened = settings.storage.open()
-    if settings.study_name not in study.names(opened):
-        return settings.max_params
-    return study.load(opened, settings.study_name).user_attrs.get("identity", {}).get("max_params", settings.max_params)
+    identity = study.identity_of(settings.storage, settings.study_name) or {}
+    return identity.get("max_params", settings.max_params)

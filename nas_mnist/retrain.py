@@ -20,7 +20,7 @@ from torch import Tensor
 from nas_mnist import confirm, study
 from nas_mnist.artifacts import Artifacts
 from nas_mnist.data import Split, load_test, load_train, prepare, search_split
-from nas_mnist.datasets import DATASETS, MNIST, Dataset
+from nas_mnist.datasets import MNIST, Dataset
 from nas_mnist.errors import BudgetError, StudyError
 from nas_mnist.jobs import FINISHED, Job, JobStarted, Objective, Queue, job_of, run_jobs
 from nas_mnist.network import build, count_parameters
@@ -258,7 +258,7 @@ def _retrained(found: optuna.Study, chosen: Chosen, own: list[FrozenTrial], weig
         weights,
         tuple(job_of(trial)["seed"] for trial in own if trial.state != TrialState.COMPLETE),
         found.user_attrs["identity"]["train_images"],
-        DATASETS[found.user_attrs["identity"].get("dataset", MNIST.name)],
+        study.recorded_dataset(found.user_attrs["identity"]),
     )
 
 

@@ -89,13 +89,24 @@ def dataset_of(storage: Storage, name: str, asked: Dataset | None = None) -> Dat
 
     Raises `StudyError` if the study is of another dataset than the one asked for.
     """
-    if (storage.path and not storage.path.exists()) or name not in names(opened := storage.open()):
+    identity = identity_of(storage, name)
+    if identity is None:
         return asked or MNIST
-    identity = load(opened, name).user_attrs.get("identity", {})
-    dataset = DATASETS[identity.get("dataset", MNIST.name)]
+    dataset = recorded_dataset(identity)
     if asked:
         _compare(name, {"dataset": dataset.name}, {"dataset": asked.name})
     return dataset
+
+
+def identity_of(storage: Storage, name: str) -> dict[str, Any] | None:
+    """What the study of this name was made with, empty if it was not written down; None if there is no such study."""
+    if (storage.path and not storage.path.exists()) or name not in names(opened := storage.open()):
+        return None
+    return load(opened, name).user_attrs.get("identity", {})
+
+
+def recorded_dataset(identity: dict[str, Any]) -> Dataset:
+    return DATASETS[identity.get("dataset", MNIST.name)]
 
 
 def find_trial(study: optuna.Study, number: int) -> FrozenTrial:
@@ -158,11 +169,6 @@ class NoMoreTrials(Exception):
 def until_trained(n_trials: int) -> Callable[[Progress], int]:
     """Demand of a search: trials that may start now, so that exactly `n_trials` are trained in the end."""
     return lambda now: n_trials - now.trained - now.running
-
-
-def until_queue_is_empty(now: Progress) -> int:
-    """Demand of a study whose trials were all enqueued beforehand."""
-    return now.waiting
 
 
 Wanted = Callable[[FrozenTrial], bool]  # whether a failed trial is to be tried again

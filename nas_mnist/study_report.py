@@ -30,7 +30,7 @@ from nas_mnist import study_figures as figures
 from nas_mnist.architecture import parse
 from nas_mnist.confirm import Confirmed
 from nas_mnist.data import n_search_images
-from nas_mnist.datasets import DATASETS, MNIST, Dataset
+from nas_mnist.datasets import MNIST, Dataset
 from nas_mnist.display import duration
 from nas_mnist.errors import ArchitectureError, NasMnistError, StudyError
 from nas_mnist.retrain import Retrained
@@ -89,7 +89,7 @@ def page(found: optuna.Study, ranking: Sequence[Confirmed] = (), retrained: Sequ
     identity = found.user_attrs.get("identity", {})
     if not {"max_params", "epochs", "space"} <= identity.keys():
         raise StudyError(f"study {found.study_name!r} is not a search, so there is nothing to report: see --study")
-    dataset = DATASETS[identity.get("dataset", MNIST.name)]
+    dataset = study.recorded_dataset(identity)
     trials = found.get_trials(deepcopy=False)
     drawn, missing = _draw(_figures(found, trials, identity, dataset, ranking, retrained))
     scripts = {"plotly": get_plotlyjs(), "page": _resource("study_report.js")}

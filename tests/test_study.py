@@ -67,7 +67,7 @@ def test_queue_is_worked_off_and_nothing_more(storage):
     queue = study.load(storage.open(), "s")
     for x in (0.1, 0.2, 0.3):
         queue.enqueue_trial({"x": x})
-    study.work_off(shared(storage, study.until_queue_is_empty), draw)
+    study.work_off(shared(storage, lambda now: now.waiting), draw)
     assert [t.params["x"] for t in study.load(storage.open(), "s").get_trials()] == [0.1, 0.2, 0.3]
 
 
