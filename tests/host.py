@@ -20,21 +20,29 @@ from nas_mnist.storage import Storage
 from nas_mnist.workers import Progress, Worker, run_workers
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 1, 10
-REPORTS, TRIAL_SECONDS = 5, 1.0
+N_REPORTS, REPORT_SECONDS = 5, 0.2
 
 
-def objective(folder: Path, send, trial: optuna.Trial) -> float:
+def objective(folder: Path, send, n_reports: int, trial: optuna.Trial) -> float:
     (folder / f"{trial.number}-{os.getpid()}.started").touch()
     x = trial.suggest_float("x", 0, 1)
-    for step in range(1, REPORTS + 1):
-        time.sleep(TRIAL_SECONDS / REPORTS)
+    for step in range(1, n_reports + 1):
+        time.sleep(REPORT_SECONDS)
         trial.report(x, step)
         send(Progress())
     (folder / f"{trial.number}-{os.getpid()}.ended").touch()
     return x
 
 
-def work(storage: Storage, n_trials: int, folder: Path, hostname: str | None, worker: Worker, send) -> None:
+def work(
+    storage: Storage,
+    n_trials: int,
+    folder: Path,
+    hostname: str | None,
+    worker: Worker,
+    send,
+    n_reports: int = N_REPORTS,
+) -> None:
     if hostname:
         socket.gethostname = lambda: hostname
     shared = study.SharedStudy(
@@ -46,7 +54,7 @@ def work(storage: Storage, n_trials: int, folder: Path, hostname: str | None, wo
         pruner=optuna.pruners.NopPruner(),
         on_outage=send,
     )
-    study.work_off(shared, partial(objective, folder, send))
+    study.work_off(shared, partial(objective, folder, send, n_reports))
 
 
 def main(url: str, n_trials: str, folder: str, hostname: str | None = None) -> None:
