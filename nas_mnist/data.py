@@ -59,13 +59,14 @@ class Images:
         chosen = self.indices[positions]
         return self.pixels[chosen], self.labels[chosen]
 
-    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, in batches of `size` and a last smaller one; shuffled if there is a generator."""
-        order = torch.arange(len(self), device=self.indices.device)
-        if generator is not None:
-            order = torch.randperm(len(self), generator=generator, device=self.indices.device)
-        for positions in order.split(size):
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image once and in order, in batches of `size` and a last smaller one."""
+        for positions in torch.arange(len(self), device=self.indices.device).split(size):
             yield self.select(positions)
+
+    def shuffled(self, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Every position once in random order, `size` at a time and a last time fewer; `select` gives the images."""
+        yield from torch.randperm(len(self), generator=generator, device=self.indices.device).split(size)
 
     def part(self, indices: Tensor) -> "Images":
         return replace(self, indices=indices.to(self.indices.device))

@@ -99,18 +99,17 @@ def range_test(
         if not math.isfinite(value) or mean > DIVERGED * lowest:
             return
         yield RateStep(rate, value)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        optimizer.step(rate)
 
 
 def _endless_batches(images: Images, recipe: Recipe, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Shuffled batches of full size, epoch after epoch."""
     size = min(recipe.batch_size, len(images))
     while True:
-        yield from (batch for batch in images.batches(size, generator) if len(batch[1]) == size)
+        whole = (positions for positions in images.shuffled(size, generator) if len(positions) == size)
+        yield from map(images.select, whole)
 
 
 def fit(steps: Iterable[RateStep]) -> RateCurve:

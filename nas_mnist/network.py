@@ -66,6 +66,9 @@ class NormAct(nn.Module):
 class Conv2d(nn.Conv2d):  # torchinfo counts the multiply-adds of a class by the "Conv" in its name
     """(B, C, H, W) → (B, C', H', W')."""
 
+    def reset_parameters(self) -> None:
+        """Left to `build`: PyTorch would draw from the global generator."""
+
     def forward(self, x: Tensor) -> Tensor:
         if _has_kernels(self, x):
             return kernels.convolve(x, self.weight, self.bias, stride=self.stride[0], padding=self.padding[0])
@@ -170,15 +173,11 @@ def _convolution(layer: Conv, in_channels: int, architecture: Architecture, drop
 
 def build(architecture: Architecture, *, seed: int, device: torch.device | str = "cpu") -> Network:
     """The network, initialised as PyTorch does by default but from a seed of its own, channels-last on the device."""
-    with torch.device("meta"):
-        network = Network(architecture)
-    network.to_empty(device="cpu")  # initialised on the CPU so that every device starts from the same weights
+    network = Network(architecture)  # on the CPU, so that every device starts from the same weights
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, Conv2d):
             _initialise(module, generator)
-        elif isinstance(module, nn.BatchNorm2d):
-            module.reset_parameters()
     return network.to(device, memory_format=torch.channels_last)
 
 

@@ -12,9 +12,11 @@ from torch.nn import functional as F
 
 from nas_mnist import kernels
 from nas_mnist.augment import Augmentation, augment, normalise
+from nas_mnist.cuda_graph import CapturedStep
 from nas_mnist.data import Images
 from nas_mnist.errors import TrainingDiverged
 from nas_mnist.network import Network
+from nas_mnist.optimizer import AdamW, Sgd, one_cycle
 from nas_mnist.task import MAX_EPOCHS, N_FINAL_EPOCHS
 
 EVALUATION_BATCH = {"cpu": 128, "cuda": 2500}  # a CPU is twice as fast while the maps fit its cache
@@ -22,7 +24,7 @@ EVALUATION_BATCH = {"cpu": 128, "cuda": 2500}  # a CPU is twice as fast while th
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained. The learning rate rises to its maximum and falls to almost nothing (OneCycleLR)."""
+    """How a network is trained. The learning rate rises to its maximum and falls to almost nothing: `one_cycle`."""
 
     epochs: int = MAX_EPOCHS
     batch_size: int = 128
@@ -68,11 +70,10 @@ def train(
         kernels.keep_memory()
     generator = torch.Generator(device).manual_seed(seed)
     network.draw_from(generator)
-    optimizer = make_optimizer(network, recipe)
-    schedule = _make_schedule(optimizer, recipe, n_steps=recipe.epochs * n_batches(len(train_images), recipe))
+    steps = _Steps(network, recipe, train_images, generator)
     for number in range(1, recipe.epochs + 1):
         start = time.perf_counter()
-        train_loss, train_accuracy = _train_epoch(network, recipe, train_images, generator, optimizer, schedule)
+        train_loss, train_accuracy = steps.run_epoch()
         if not math.isfinite(train_loss):
             raise TrainingDiverged(f"the training loss was {train_loss} in epoch {number}: lower the learning rate")
         trained = time.perf_counter()
@@ -84,7 +85,7 @@ def train(
             train_accuracy,
             val_loss,
             val_accuracy,
-            learning_rate=float(optimizer.param_groups[0]["lr"]),
+            learning_rate=steps.learning_rate,
             train_seconds=trained - start,
             val_seconds=evaluated - trained,
         )
@@ -128,47 +129,49 @@ def find_mistakes(network: Network, images: Images) -> list[tuple[int, int, int]
     return list(zip(images.indices[wrong].tolist(), labels[wrong].tolist(), predictions[wrong].tolist(), strict=True))
 
 
-def _train_epoch(network, recipe, images, generator, optimizer, schedule) -> tuple[float, float]:
-    """Mean loss and accuracy over the epoch, summed on the device so that no step waits for the host."""
-    network.train()
-    loss_sum = torch.zeros((), device=generator.device)
-    correct = torch.zeros((), dtype=torch.int64, device=generator.device)
-    n_seen = 0
-    for pixels, labels in images.batches(recipe.batch_size, generator):
-        if len(labels) < 2:
-            continue
-        logits = network(augment(pixels, recipe.augmentation, images.normalisation, generator))
-        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
+class _Steps:
+    """The steps of one training, and sums over an epoch: on the device, so that no step waits for the host."""
+
+    def __init__(self, network: Network, recipe: Recipe, images: Images, generator: torch.Generator):
+        self._network, self._recipe, self._images, self._generator = network, recipe, images, generator
+        self._optimizer = make_optimizer(network, recipe)
+        self._rates = iter(
+            one_cycle(recipe.learning_rate, recipe.epochs * n_batches(len(images), recipe), recipe.warmup_fraction)
+        )
+        self._loss_sum = torch.zeros((), device=generator.device)
+        self._n_correct = torch.zeros((), dtype=torch.int64, device=generator.device)
+        on_gpu = generator.device.type == "cuda"
+        self._run = CapturedStep(self.step, recipe.batch_size, generator) if on_gpu else self.step
+        self.learning_rate = 0.0  # of the last step
+
+    def run_epoch(self) -> tuple[float, float]:
+        """Train on every image once: mean loss in nats, and accuracy."""
+        self._network.train()
+        self._loss_sum.zero_()
+        self._n_correct.zero_()
+        n_seen = 0
+        for positions in self._images.shuffled(self._recipe.batch_size, self._generator):
+            if len(positions) < 2:
+                continue
+            self.learning_rate = next(self._rates)
+            self._run(positions, self.learning_rate)
+            n_seen += len(positions)
+        return self._loss_sum.item() / n_seen, self._n_correct.item() / n_seen
+
+    def step(self, positions: Tensor, learning_rate: float | Tensor) -> None:
+        """One batch, from the images at these positions (B,) to the new weights."""
+        pixels, labels = self._images.select(positions)
+        logits = self._network(augment(pixels, self._recipe.augmentation, self._images.normalisation, self._generator))
+        loss = F.cross_entropy(logits, labels, label_smoothing=self._recipe.label_smoothing)
+        self._optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
-        schedule.step()
-        loss_sum += loss.detach() * len(labels)
-        correct += (logits.argmax(1) == labels).sum()
-        n_seen += len(labels)
-    return loss_sum.item() / n_seen, correct.item() / n_seen
+        self._optimizer.step(learning_rate)
+        self._loss_sum += loss.detach() * len(labels)
+        self._n_correct += (logits.argmax(1) == labels).sum()
 
 
-def make_optimizer(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser, at its maximum learning rate."""
+def make_optimizer(network: Network, recipe: Recipe) -> Sgd | AdamW:
+    """The recipe's optimiser for the network's parameters."""
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(
-        network.parameters(),
-        recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=True,
-    )
-
-
-def _make_schedule(
-    optimizer: torch.optim.Optimizer, recipe: Recipe, n_steps: int
-) -> torch.optim.lr_scheduler.OneCycleLR:
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        recipe.learning_rate,
-        total_steps=n_steps + 1,  # so that the step after the last, which OneCycleLR insists on, exists
-        pct_start=max(recipe.warmup_fraction, 2 / (n_steps + 1)),  # it divides by the length of the rise
-        cycle_momentum=False,
-    )
+        return AdamW(network.parameters(), recipe.weight_decay)
+    return Sgd(network.parameters(), recipe.weight_decay, recipe.momentum)

@@ -63,11 +63,18 @@ def test_fewer_training_images_are_stratified_and_leave_validation_alone(images)
 
 def test_batches_show_every_image_once_with_a_smaller_last_batch(images):
     part = images.part(torch.arange(100, 110))
-    batches = list(part.batches(4, torch.Generator().manual_seed(0)))
-    assert [len(labels) for _, labels in batches] == [4, 4, 2]
-    shuffled = torch.cat([labels for _, labels in batches])
-    assert shuffled.sort().values.equal(images.labels[100:110].sort().values)
-    assert torch.equal(next(part.batches(10))[1], images.labels[100:110])
+    batches = list(part.batches(4))
+    assert [len(pixels) for pixels, _ in batches] == [4, 4, 2]
+    assert torch.equal(torch.cat([pixels for pixels, _ in batches]), images.pixels[100:110])
+    assert torch.equal(torch.cat([labels for _, labels in batches]), images.labels[100:110])
+
+
+def test_shuffled_names_every_position_once(images):
+    part = images.part(torch.arange(100, 110))
+    positions = list(part.shuffled(4, torch.Generator().manual_seed(0)))
+    assert [len(p) for p in positions] == [4, 4, 2]
+    together = torch.cat(positions)
+    assert sorted(together.tolist()) == list(range(10)) != together.tolist()
 
 
 def test_images_are_mapped_not_copied(data_dir, images):

@@ -284,10 +284,10 @@ class Package:
         kernels.keep_memory()
         generator = torch.Generator().manual_seed(0)
         optimizer = make_optimizer(self.network.train(), self.recipe)
-        batches = self.images.batches(BATCH_SIZE, generator)
+        batches = self.images.shuffled(BATCH_SIZE, generator)
         clock = Clock()
         for _ in range(SHARE_STEPS):
-            pixels, labels = next(batches)
+            pixels, labels = self.images.select(next(batches))
             clock.lap("data")
             x = augment(pixels, self.recipe.augmentation, NORMALISATION, generator)
             clock.lap("augmentation")
@@ -296,7 +296,7 @@ class Package:
             optimizer.zero_grad()
             loss.backward()
             clock.lap("backward")
-            optimizer.step()
+            optimizer.step(self.recipe.learning_rate)
             clock.lap("optimizer")
         return clock.shares()
 

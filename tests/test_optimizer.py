@@ -1,0 +1,70 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import OneCycleLR
+
+from nas_mnist.architecture import parse
+from nas_mnist.network import build
+from nas_mnist.optimizer import one_cycle
+from nas_mnist.training import Recipe, make_optimizer
+
+SGD = Recipe(weight_decay=0.01, momentum=0.8)
+ADAMW = Recipe(optimizer="adamw", weight_decay=0.01)
+CLASSES = {
+    SGD: lambda parameters: torch.optim.SGD(parameters, 1.0, momentum=0.8, weight_decay=0.01, nesterov=True),
+    ADAMW: lambda parameters: torch.optim.AdamW(parameters, 1.0, weight_decay=0.01),
+}
+
+
+@pytest.mark.parametrize("recipe", CLASSES)
+def test_steps_are_those_of_the_class_in_torch_to_the_last_bit(recipe):
+    ours, theirs = (build(parse("c4 M c6 G c10k1-"), seed=0) for _ in range(2))
+    optimizer, reference = make_optimizer(ours, recipe), CLASSES[recipe](theirs.parameters())
+    generator = torch.Generator().manual_seed(0)
+    for rate in (0.1, 0.03, 0.2):
+        reference.param_groups[0]["lr"] = rate
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            a.grad = torch.randn(a.shape, generator=generator)
+            b.grad = a.grad.clone()
+        optimizer.step(rate)
+        reference.step()
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_zero_grad_leaves_no_gradient():
+    network = build(parse("c4 G c10k1-"), seed=0)
+    network(torch.randn(2, 1, 28, 28)).sum().backward()
+    make_optimizer(network, SGD).zero_grad()
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("n_steps", [2, 3, 7, 15, 1000])
+@pytest.mark.parametrize("warmup_fraction", [0.0, 0.2, 0.5])
+def test_rates_are_those_of_onecyclelr(n_steps, warmup_fraction):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.3)
+    start = max(warmup_fraction, 2 / (n_steps + 1))
+    schedule = OneCycleLR(optimizer, 0.3, total_steps=n_steps + 1, pct_start=start, cycle_momentum=False)
+    expected = []
+    for _ in range(n_steps):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert one_cycle(0.3, n_steps, warmup_fraction) == pytest.approx(expected, rel=1e-9)
+
+
+def test_training_does_not_import_the_compiler():
+    code = """
+import sys, torch
+from nas_mnist import data, network, training
+from nas_mnist.architecture import parse
+from nas_mnist.datasets import MNIST
+pixels = torch.zeros(20, 28, 28, dtype=torch.uint8)
+images = data.Images(pixels, torch.arange(20) % 10, torch.arange(20), MNIST.normalisation)
+built = network.build(parse("c2 G c10k1-"), seed=0)
+list(training.train(built, training.Recipe(epochs=1, batch_size=10), images, images, seed=0))
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
