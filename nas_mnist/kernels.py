@@ -30,7 +30,9 @@ _NO_WINNER = 4
 _RESERVE_BYTES = 1 << 30
 
 # Contraction to multiply-adds is the only liberty: all of `fastmath` would lose the NaNs of a diverged network.
+# Inner loops index whole maps: a slice would be counted as a reference, which takes longer than a row of the batch.
 _kernel = njit(fastmath={"contract"}, nogil=True, cache=True, error_model="numpy")
+_sum_kernel = njit(fastmath={"contract", "reassoc", "nsz"}, nogil=True, cache=True, error_model="numpy")
 
 
 def keep_memory() -> None:
@@ -314,9 +316,7 @@ def _norm_relu(
             for r in range(h):
                 _scale_shift(rows[c, r], scale, shift, low, high, out_rows[c, r])
         else:
-            for r in range(h // 2):
-                for s in range(w // 2):
-                    _scale_shift_pool(x[c], r, s, scale, shift, low, high, out[c, r, s], winners[c, r, s])
+            _scale_shift_pool(x[c], scale, shift, low, high, out[c], winners[c])
     return statistics
 
 
@@ -327,16 +327,14 @@ def _moments(plane, n_images, low):
     Without that an offset of the whole plane would eat up the digits of the variance.
     """
     h, w, n = plane.shape
-    rows = plane.reshape(h, w * n)
     pivot = max(plane[0, 0, 0], low)
-    sums, squares = np.zeros(w * n, np.float32), np.zeros(w * n, np.float32)
     total, total_squares = 0.0, 0.0
     for r in range(h):
-        _add_moments(rows[r], pivot, low, sums, squares)
-    for s in range(0, w * n, n):
-        for i in range(s, s + n_images):
-            total += sums[i]
-            total_squares += squares[i]
+        if n_images == n:
+            total, total_squares = _add_moments(plane[r].reshape(w * n), pivot, low, total, total_squares)
+            continue
+        for s in range(w):
+            total, total_squares = _add_moments(plane[r, s, :n_images], pivot, low, total, total_squares)
     count = h * w * n_images
     shift = total / count
     return pivot + shift, max(total_squares / count - shift * shift, 0.0)
@@ -350,13 +348,16 @@ def _tile(values, factor, row):
             row[start + i] = values[i] * factor
 
 
-@_kernel
-def _add_moments(x, pivot, low, sums, squares):
+@_sum_kernel
+def _add_moments(x, pivot, low, total, total_squares):
+    """The sums, float64, with those of a row added, which are float32."""
+    values, squares = ZERO, ZERO
     for i in range(x.size):
         v = x[i]
         v = (low if v < low else v) - pivot
-        sums[i] += v
-        squares[i] += v * v
+        values += v
+        squares += v * v
+    return total + values, total_squares + squares
 
 
 @_kernel
@@ -368,25 +369,27 @@ def _scale_shift(x, scale, shift, low, high, out):
 
 
 @_kernel
-def _scale_shift_pool(plane, r, s, scale, shift, low, high, out, winners):
+def _scale_shift_pool(x, scale, shift, low, high, out, winners):
     """The largest of four, and which it was: the first of equals, as in PyTorch; on a black background all are equal.
 
     No winner where the largest is at the floor: ReLU lets no gradient pass there.
     """
-    a, b = plane[2 * r, 2 * s], plane[2 * r, 2 * s + 1]
-    c, d = plane[2 * r + 1, 2 * s], plane[2 * r + 1, 2 * s + 1]
-    for i in range(out.size):
-        p, q, u, v = a[i], b[i], c[i], d[i]
-        p = (low if p < low else p) * scale[i] + shift[i]
-        q = (low if q < low else q) * scale[i] + shift[i]
-        u = (low if u < low else u) * scale[i] + shift[i]
-        v = (low if v < low else v) * scale[i] + shift[i]
-        largest, winner = (q, 1) if q > p else (p, 0)
-        largest, winner = (u, 2) if u > largest else (largest, winner)
-        largest, winner = (v, 3) if v > largest else (largest, winner)
-        largest, winner = (largest, winner) if not largest <= high else (high, _NO_WINNER)
-        out[i] = largest
-        winners[i] = winner
+    h, w, n = out.shape
+    for r in range(h):
+        for s in range(w):
+            for i in range(n):
+                p, q = x[2 * r, 2 * s, i], x[2 * r, 2 * s + 1, i]
+                u, v = x[2 * r + 1, 2 * s, i], x[2 * r + 1, 2 * s + 1, i]
+                p = (low if p < low else p) * scale[i] + shift[i]
+                q = (low if q < low else q) * scale[i] + shift[i]
+                u = (low if u < low else u) * scale[i] + shift[i]
+                v = (low if v < low else v) * scale[i] + shift[i]
+                largest, winner = (q, 1) if q > p else (p, 0)
+                largest, winner = (u, 2) if u > largest else (largest, winner)
+                largest, winner = (v, 3) if v > largest else (largest, winner)
+                largest, winner = (largest, winner) if not largest <= high else (high, _NO_WINNER)
+                out[r, s, i] = largest
+                winners[r, s, i] = winner
 
 
 @_kernel
@@ -403,12 +406,11 @@ def _norm_relu_backward(
     for c in range(n_channels):
         scale, shift, mean, inverse_std = statistics[:, c]
         sums[:], moments[:] = 0, 0
-        for r in range(grad.shape[1]):
-            if not pooled:
+        if pooled:
+            _add_pooled_gradients(x[c], grad[c], winners[c], mean, low, sums, moments)
+        else:
+            for r in range(h):
                 _add_gradients(rows[c, r], grad_rows[c, r], scale, shift, mean, low, high, sums, moments)
-                continue
-            for s in range(grad.shape[2]):
-                _add_pooled_gradients(x[c], grad[c, r, s], winners[c, r, s], r, s, mean, low, sums, moments)
         total, moment = 0.0, 0.0
         for i in range(length):
             total += sums[i] * scales[c, i % n]
@@ -417,20 +419,11 @@ def _norm_relu_backward(
         slope = np.float32(-scale * inverse_std * grad_weight[c] / count)
         offset = np.float32(-scale * total / count - mean * slope)
         _tile(scales[c], scale, factor)
+        if pooled:
+            _pooled_input_gradient(x[c], grad[c], winners[c], factor, slope, offset, low, out[c])
+            continue
         for r in range(h):
-            if not pooled:
-                _input_gradient(
-                    rows[c, r], grad_rows[c, r], scale, shift, factor, slope, offset, low, high, out_rows[c, r]
-                )
-                continue
-            for s in range(w):
-                if r // 2 < grad.shape[1] and s // 2 < grad.shape[2]:
-                    _pooled_input_gradient(
-                        x[c, r, s], grad[c, r // 2, s // 2], winners[c, r // 2, s // 2], r % 2 * 2 + s % 2,
-                        factor, slope, offset, low, out[c, r, s],
-                    )  # fmt: skip
-                else:
-                    _unpooled_input_gradient(x[c, r, s], slope, offset, low, out[c, r, s])
+            _input_gradient(rows[c, r], grad_rows[c, r], scale, shift, factor, slope, offset, low, high, out_rows[c, r])
     out[..., n_images:] = 0
 
 
@@ -445,18 +438,21 @@ def _add_gradients(x, grad, scale, shift, mean, low, high, sums, moments):
 
 
 @_kernel
-def _add_pooled_gradients(plane, grad, winners, r, s, mean, low, sums, moments):
-    a, b = plane[2 * r, 2 * s], plane[2 * r, 2 * s + 1]
-    c, e = plane[2 * r + 1, 2 * s], plane[2 * r + 1, 2 * s + 1]
-    for i in range(grad.size):
-        winner, d = winners[i], grad[i]
-        upper = b[i] if winner == 1 else a[i]
-        lower = e[i] if winner == 3 else c[i]
-        v = lower if winner >= 2 else upper
-        v = low if v < low else v
-        d = d if winner < _NO_WINNER else ZERO
-        sums[i] += d
-        moments[i] += d * (v - mean)
+def _add_pooled_gradients(x, grad, winners, mean, low, sums, moments):
+    h, w, n = grad.shape
+    for r in range(h):
+        for s in range(w):
+            for i in range(n):
+                winner, d = winners[r, s, i], grad[r, s, i]
+                # All four are loaded: loads that depend on the winner are slow where the map is not in a cache.
+                p, q = x[2 * r, 2 * s, i], x[2 * r, 2 * s + 1, i]
+                u, v = x[2 * r + 1, 2 * s, i], x[2 * r + 1, 2 * s + 1, i]
+                upper, lower = q if winner == 1 else p, v if winner == 3 else u
+                v = lower if winner >= 2 else upper
+                v = low if v < low else v
+                d = d if winner < _NO_WINNER else ZERO
+                sums[i] += d
+                moments[i] += d * (v - mean)
 
 
 @_kernel
@@ -470,20 +466,22 @@ def _input_gradient(x, grad, scale, shift, factor, slope, offset, low, high, out
 
 
 @_kernel
-def _pooled_input_gradient(x, grad, winners, place, factor, slope, offset, low, out):
-    for i in range(x.size):
-        v, d = x[i], grad[i] * factor[i]
-        d = d if winners[i] == place else ZERO
-        d += (low if v < low else v) * slope + offset
-        out[i] = d if v > low else ZERO
-
-
-@_kernel
-def _unpooled_input_gradient(x, slope, offset, low, out):
-    """For the odd last row or column, which the pool does not see."""
-    for i in range(x.size):
-        v = x[i]
-        out[i] = v * slope + offset if v > low else ZERO
+def _pooled_input_gradient(x, grad, winners, factor, slope, offset, low, out):
+    """An odd last row or column, which the pool does not see, has no gradient but the norm's own."""
+    h, w, n = x.shape
+    for r in range(h):
+        for s in range(w):
+            if r // 2 >= grad.shape[0] or s // 2 >= grad.shape[1]:
+                for i in range(n):
+                    v = x[r, s, i]
+                    out[r, s, i] = v * slope + offset if v > low else ZERO
+                continue
+            place = r % 2 * 2 + s % 2
+            for i in range(n):
+                v, d = x[r, s, i], grad[r // 2, s // 2, i] * factor[i]
+                d = d if winners[r // 2, s // 2, i] == place else ZERO
+                d += (low if v < low else v) * slope + offset
+                out[r, s, i] = d if v > low else ZERO
 
 
 class _MaxPool(torch.autograd.Function):
@@ -505,29 +503,23 @@ class _MaxPool(torch.autograd.Function):
 
 @_kernel
 def _max_pool(x, out, winners):
-    n_channels, h, w, n = out.shape
+    n_channels, _, _, n = out.shape
     one, zero = np.ones(n, np.float32), np.zeros(n, np.float32)
     for c in range(n_channels):
-        for r in range(h):
-            for s in range(w):
-                _scale_shift_pool(x[c], r, s, one, zero, LOWEST, LOWEST, out[c, r, s], winners[c, r, s])
+        _scale_shift_pool(x[c], one, zero, LOWEST, LOWEST, out[c], winners[c])
 
 
 @_kernel
 def _max_pool_backward(grad, winners, out):
-    n_channels, h, w, _ = grad.shape
+    n_channels, h, w, n = grad.shape
     out[:, 2 * h :], out[:, :, 2 * w :] = 0, 0
     for c in range(n_channels):
         for r in range(2 * h):
             for s in range(2 * w):
-                _pick(grad[c, r // 2, s // 2], winners[c, r // 2, s // 2], r % 2 * 2 + s % 2, out[c, r, s])
-
-
-@_kernel
-def _pick(grad, winners, place, out):
-    for i in range(out.size):
-        d = grad[i]
-        out[i] = d if winners[i] == place else ZERO
+                place = r % 2 * 2 + s % 2
+                for i in range(n):
+                    d = grad[c, r // 2, s // 2, i]
+                    out[c, r, s, i] = d if winners[c, r // 2, s // 2, i] == place else ZERO
 
 
 @_kernel
