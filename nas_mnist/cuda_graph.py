@@ -1,5 +1,6 @@
 """A training step captured as a CUDA graph: the host starts one thing where it would start some two hundred kernels."""
 
+import gc
 import warnings
 from collections.abc import Callable
 
@@ -14,53 +15,64 @@ Step = Callable[[Tensor, float | Tensor], None]
 class CapturedStep:
     """`step(positions, learning_rate)`, started by the host a few times, then captured, and replayed from then on.
 
-    `step` must read and write tensors that stay where they are, draw from `generator` alone, and never wait for the
-    GPU. Batches of another size than `batch_size`, the last of an epoch, are started by the host. If the step cannot be
-    captured, it warns once and all are.
+    The step is the same in every call. It must read and write tensors that stay where they are, draw from `generator`
+    alone, and never wait for the GPU. Batches of another size than `batch_size`, the last of an epoch, are started by
+    the host. If the step cannot be captured, it warns once and all are.
     """
 
-    def __init__(self, step: Step, batch_size: int, generator: torch.Generator):
-        self._step = step
+    def __init__(self, batch_size: int, generator: torch.Generator):
         self._generator = generator
         self._positions = torch.zeros(batch_size, dtype=torch.int64, device=generator.device)
         self._learning_rate = torch.zeros((), device=generator.device)
+        self._stream: torch.cuda.Stream | None = None  # one for the warm-up and the capture: each has its workspaces
         self._n_warm = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._can_capture = True
 
-    def __call__(self, positions: Tensor, learning_rate: float) -> None:
+    # The step is no attribute: it holds this object, and a cycle would keep the graphs of earlier trials in memory.
+    def __call__(self, step: Step, positions: Tensor, learning_rate: float) -> None:
         self._learning_rate.fill_(learning_rate)
-        if len(positions) != len(self._positions) or not self._can_capture:
-            self._step(positions, self._learning_rate)
-        elif self._n_warm < WARM_UP_STEPS:
+        whole = len(positions) == len(self._positions)
+        if whole and self._n_warm < WARM_UP_STEPS:
             self._n_warm += 1
-            self._warm_up(positions)
-        else:
-            self._replay(positions)
-
-    def _warm_up(self, positions: Tensor) -> None:
-        """A step on a stream of its own, because a capture takes place on one too."""
-        stream = torch.cuda.Stream(self._generator.device)
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._step(positions, self._learning_rate)
-        torch.cuda.current_stream().wait_stream(stream)
-
-    def _replay(self, positions: Tensor) -> None:
-        self._positions.copy_(positions)
-        try:
-            self._graph = self._graph or self._capture()
-        except RuntimeError as error:
-            warnings.warn(f"no CUDA graph, so each training step takes longer: {error}", stacklevel=2)
-            self._can_capture = False
-            self._step(positions, self._learning_rate)
-        else:
+            self._warm_up(step, positions)
+        elif whole and self._is_captured(step):
+            self._positions.copy_(positions)
             self._graph.replay()
+        else:
+            step(positions, self._learning_rate)
 
-    def _capture(self) -> torch.cuda.CUDAGraph:
+    def _warm_up(self, step: Step, positions: Tensor) -> None:
+        """A step on a stream of its own, because a capture takes place on one too."""
+        with torch.cuda.device(self._generator.device):
+            self._stream = self._stream or torch.cuda.Stream()
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                step(positions, self._learning_rate)
+            torch.cuda.current_stream().wait_stream(self._stream)
+
+    def _is_captured(self, step: Step) -> bool:
+        if self._graph is None and self._can_capture:
+            try:
+                self._graph = self._capture(step)
+            except RuntimeError as error:
+                self._can_capture = False
+                warnings.warn(f"no CUDA graph, so each training step takes longer: {error}", stacklevel=3)
+        return self._graph is not None
+
+    def _capture(self, step: Step) -> torch.cuda.CUDAGraph:
         """Nothing is computed yet: the kernels are only written down."""
+        gc.collect()  # the end of another graph in the middle of a capture would break it
         graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self._generator)  # so that every replay draws new numbers
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._step(self._positions, self._learning_rate)
+        with torch.cuda.device(self._generator.device):
+            stream, state = torch.cuda.current_stream(), self._generator.clone_state()
+            if torch.__version__ < (2, 14):  # since then a graph knows every generator itself
+                graph.register_generator_state(self._generator)  # so that each replay draws new numbers
+            try:
+                with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                    step(self._positions, self._learning_rate)
+            except RuntimeError:  # older PyTorch leaves both as they were during the capture
+                torch.cuda.set_stream(stream)
+                self._generator.graphsafe_set_state(state)
+                raise
         return graph

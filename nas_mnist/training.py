@@ -140,8 +140,7 @@ class _Steps:
         )
         self._loss_sum = torch.zeros((), device=generator.device)
         self._n_correct = torch.zeros((), dtype=torch.int64, device=generator.device)
-        on_gpu = generator.device.type == "cuda"
-        self._run = CapturedStep(self.step, recipe.batch_size, generator) if on_gpu else self.step
+        self._captured = CapturedStep(recipe.batch_size, generator) if generator.device.type == "cuda" else None
         self.learning_rate = 0.0  # of the last step
 
     def run_epoch(self) -> tuple[float, float]:
@@ -154,7 +153,10 @@ class _Steps:
             if len(positions) < 2:
                 continue
             self.learning_rate = next(self._rates)
-            self._run(positions, self.learning_rate)
+            if self._captured:
+                self._captured(self.step, positions, self.learning_rate)
+            else:
+                self.step(positions, self.learning_rate)
             n_seen += len(positions)
         return self._loss_sum.item() / n_seen, self._n_correct.item() / n_seen
 
