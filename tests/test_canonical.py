@@ -1,0 +1,54 @@
+"""The committed study, its solution, and what the READMEs say of them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nas_mnist import confirm, predict, retrain, study
+from nas_mnist.storage import Storage
+from nas_mnist.task import MAX_PARAMS, TARGET_ACCURACY
+
+ROOT = Path(__file__).parents[1]
+CANONICAL = ROOT / "studies" / "canonical"
+N_SEEDS = 10
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    """A copy: SQLite writes into a file that is only read, too."""
+    return Storage.parse(str(shutil.copy(CANONICAL / "canonical.db", tmp_path_factory.mktemp("canonical"))))
+
+
+@pytest.fixture(scope="module")
+def retrained(storage):
+    return retrain.results(storage.open(), "canonical")[0]
+
+
+def test_three_hundred_trials_were_trained_and_none_is_left(storage):
+    now = study.progress(study.load(storage.open(), "canonical").get_trials(deepcopy=False))
+    assert (now.trained, now.running, now.waiting) == (300, 0, 0)
+
+
+def test_the_winner_is_the_first_of_the_confirmation(storage, retrained):
+    ranking = confirm.ranking(storage.open(), "canonical")
+    assert retrained.trial == ranking[0].trial
+    written = json.loads((CANONICAL / "confirmation.json").read_text())
+    assert [c["trial"] for c in written] == [c.trial for c in ranking]
+
+
+def test_the_readmes_tell_the_result_of_all_seeds(retrained):
+    assert len(retrained.runs) == N_SEEDS and not retrained.diverged
+    result = f"{100 * retrained.mean:.2f} ± {100 * retrained.standard_deviation:.2f} %"
+    worst = f"{100 * retrained.verdict.worst_of_last:.2f} %"
+    for readme in (ROOT / "README.md", CANONICAL / "README.md"):
+        assert result in readme.read_text() and worst in readme.read_text(), f"{result}, {worst}: {readme}"
+        assert f"`{retrained.candidate.architecture}`" in readme.read_text()
+    assert retrained.verdict.n_parameters < MAX_PARAMS
+
+
+def test_the_solution_is_the_first_seed_of_the_winner_and_does_what_was_recorded(retrained, data_dir):
+    predict.check(CANONICAL / "solution")
+    accuracy = predict.accuracy_on_test_set(CANONICAL / "solution", data_dir)
+    assert accuracy == retrained.runs[0].accuracy >= TARGET_ACCURACY
