@@ -24,9 +24,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
-from torchvision import transforms
-from torchvision.datasets import MNIST
 
 import nas_mnist
 from nas_mnist import data, datasets, kernels
@@ -54,7 +51,9 @@ def main() -> None:
     try:
         data.prepare(root)
         shutil.copytree(Path(nas_mnist.__file__).parent / "mnist", root / "MNIST" / "raw")
-        MNIST(root, download=True)  # unpacks what lies there
+        import torchvision.datasets  # not at the top: the package's workers, whose memory is measured, do without
+
+        torchvision.datasets.MNIST(root, download=True)  # unpacks what lies there
         result = measure(root, arguments.repeats)
     finally:
         shutil.rmtree(root)
@@ -205,6 +204,10 @@ class Clock:
 
 class Reference:
     def __init__(self, root: Path, architecture: Architecture):
+        from torch.utils.data import DataLoader
+        from torchvision import transforms
+        from torchvision.datasets import MNIST
+
         ranges = Augmentation()
         transform = transforms.Compose(
             [
