@@ -96,7 +96,7 @@ def test_a_step_that_cannot_be_captured_is_started_by_the_host(graphs, monkeypat
     assert seen == [[i, i] for i in range(WARM_UP_STEPS + 2)] and len(warned) == 1
 
 
-def test_a_finished_training_leaves_nothing_behind(images, monkeypatch):
+def test_a_finished_training_leaves_nothing_behind(images):
     """Or the memory of a GPU would fill from trial to trial, until Python looks for cycles."""
     net = network.build(NETWORK, seed=0)
     steps = training._Steps(net, RECIPE, images, torch.Generator())
