@@ -23,7 +23,7 @@ from nas_mnist.signals import stopped_once
 from nas_mnist.space import Candidate
 from nas_mnist.storage import Storage
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
-from nas_mnist.training import Recipe, final_accuracy, find_mistakes
+from nas_mnist.training import final_accuracy, find_mistakes
 from nas_mnist.trial import TrialStarted, WorkerDone, record, train_and_report, work_off
 from nas_mnist.workers import Send, Worker, run_workers
 
@@ -206,7 +206,8 @@ def _enqueue_references(found: optuna.Study, settings: SearchSettings) -> None:
     there = {trial.user_attrs.get("reference") for trial in found.get_trials(deepcopy=False)}
     for name, architecture in reference_points(settings.max_params).items():
         if name not in there:
-            recipe = Recipe(epochs=settings.epochs, optimizer=settings.optimizer, learning_rate=_default_rate(settings))
+            rate = _default_rate(settings)
+            recipe = replace(space.RECIPE, epochs=settings.epochs, optimizer=settings.optimizer, learning_rate=rate)
             parameters = space.to_parameters(Candidate(architecture, recipe))
             found.enqueue_trial(parameters, user_attrs={"reference": name})
 
@@ -223,7 +224,7 @@ def reference_points(max_params: int) -> dict[str, Any]:
         architecture = replace(system.architecture, norm_first=True, elementwise_dropout=False)
         if architecture.n_parameters < max_params:
             try:
-                space.to_parameters(Candidate(architecture, Recipe()))
+                space.to_parameters(Candidate(architecture, space.RECIPE))
             except ArchitectureError:
                 continue
             points[name] = architecture

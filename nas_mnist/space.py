@@ -38,6 +38,7 @@ NARROWING_STEPS = 256  # the factors tried are 1/256, 2/256, ... 1
 TRANSITIONS = ("M", "M c", "M c-", "c M", "c- M")
 HEADS = ("G c10k1-", "G c c10k1-", "c10k1- G", "c10- G")
 LEARNING_RATES = {"sgd": (0.01, 1.0), "adamw": (1e-3, 0.05)}
+RECIPE = Recipe(batch_size=64, calibrated=True)  # what no parameter says; a warm start has all of it
 
 Parameters = dict[str, Any]
 
@@ -76,7 +77,7 @@ def distributions(optimizer: str = "sgd") -> dict[str, BaseDistribution]:
         "head_width": width,
         "dropout": FloatDistribution(0.0, 0.15),
         "learning_rate": FloatDistribution(*LEARNING_RATES[optimizer], log=True),
-        "batch_size": CategoricalDistribution((64, 128, 256)),
+        "batch_size": CategoricalDistribution((32, 64, 128)),
         "weight_decay": FloatDistribution(1e-5, 1e-2, log=True),
         "label_smoothing": FloatDistribution(0.0, 0.1),
         "rotation_degrees": FloatDistribution(0.0, 15.0),
@@ -89,7 +90,7 @@ def distributions(optimizer: str = "sgd") -> dict[str, BaseDistribution]:
 def fingerprint(optimizer: str = "sgd") -> str:
     """A short hash that changes with the space; studies of different spaces are never mixed."""
     ranges = {name: json.loads(distribution_to_json(d)) for name, d in distributions(optimizer).items()}
-    return hashlib.sha256(json.dumps(ranges, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([ranges, asdict(RECIPE)], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def suggest(trial: Trial, optimizer: str = "sgd") -> Parameters:
@@ -122,7 +123,7 @@ def to_candidate(parameters: Mapping[str, Any], *, max_params: int, epochs: int,
 def _recipe(parameters: Mapping[str, Any], epochs: int, optimizer: str) -> Recipe:
     own = {name: parameters[name] for name in ("batch_size", "learning_rate", "weight_decay", "label_smoothing")}
     ranges = {name: parameters[name] for name in ("rotation_degrees", "translation", "scale", "shear_degrees")}
-    return Recipe(epochs=epochs, optimizer=optimizer, **own, augmentation=Augmentation(**ranges))
+    return replace(RECIPE, epochs=epochs, optimizer=optimizer, **own, augmentation=Augmentation(**ranges))
 
 
 def _build(parameters: Mapping[str, Any], factor: float) -> Architecture:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas_mnist import kernels
@@ -20,6 +20,7 @@ from nas_mnist.optimizer import AdamW, Sgd, one_cycle
 from nas_mnist.task import MAX_EPOCHS, N_FINAL_EPOCHS
 
 EVALUATION_BATCH = {"cpu": 128, "cuda": 2500}  # a CPU is twice as fast while the maps fit its cache
+N_CALIBRATION_IMAGES = 5000
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Recipe:
     label_smoothing: float = 0.0
     warmup_fraction: float = 0.2  # of all steps, until the learning rate is at its maximum
     augmentation: Augmentation = field(default_factory=Augmentation)
+    calibrated: bool = False  # batch norm's statistics are measured anew after every epoch: `calibrate`
 
     def __post_init__(self):
         if self.epochs < 1 or self.batch_size < 2:
@@ -76,6 +78,8 @@ def train(
         train_loss, train_accuracy = steps.run_epoch()
         if not math.isfinite(train_loss):
             raise TrainingDiverged(f"the training loss was {train_loss} in epoch {number}: lower the learning rate")
+        if recipe.calibrated:
+            calibrate(network, train_images)
         trained = time.perf_counter()
         val_loss, val_accuracy = evaluate(network, val_images)
         evaluated = time.perf_counter()
@@ -101,6 +105,29 @@ def n_batches(n_images: int, recipe: Recipe) -> int:
     """Steps an epoch. A last batch of one image is left out: batch norm has no variance to divide by."""
     full, rest = divmod(n_images, recipe.batch_size)
     return full + (rest > 1)
+
+
+@torch.no_grad()
+def calibrate(network: Network, images: Images) -> None:
+    """Give batch norm the mean statistics of these images (of up to 5,000), not augmented and without dropout.
+
+    The running ones are of augmented images, which the network will not be asked about, and of the last batches.
+    As `torch.optim.swa_utils.update_bn`; Y. Wu and J. Johnson, Rethinking "Batch" in BatchNorm, 2021, arXiv 2105.07576.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    network.eval()
+    for norm in norms:
+        norm.train().reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+    size = min(EVALUATION_BATCH[images.labels.device.type], len(images))
+    spread = torch.arange(size, device=images.labels.device) * len(images) // size
+    # The images of a split come class by class, and each batch is to have all classes.
+    for start in range(min(len(images), N_CALIBRATION_IMAGES) // size):
+        pixels, _ = images.select(spread + start)
+        network(normalise(pixels, images.normalisation))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ from nas_mnist.architecture import parse
 from nas_mnist.augment import Augmentation
 from nas_mnist.errors import ArchitectureError
 from nas_mnist.network import count_parameters
-from nas_mnist.training import Recipe
 
 REFERENCES = {
     "step-by-step": "c8 c16 M c8k1 c12 c16 c20 G c16k1 c10k1-",
@@ -33,7 +32,7 @@ def candidate(parameters, max_params=8000):
 
 @pytest.mark.parametrize("line", REFERENCES.values(), ids=REFERENCES)
 def test_reference_system_is_a_point_of_the_space(line):
-    reference = space.Candidate(parse(f"{line} | dropout=0.05"), Recipe())
+    reference = space.Candidate(parse(f"{line} | dropout=0.05"), space.RECIPE)
     assert candidate(space.to_parameters(reference)) == reference
 
 
@@ -96,12 +95,19 @@ def _narrowest():
 )
 def test_architecture_outside_the_space_is_refused(line):
     with pytest.raises(ArchitectureError, match="no point of the space"):
-        space.to_parameters(space.Candidate(parse(line), Recipe()))
+        space.to_parameters(space.Candidate(parse(line), space.RECIPE))
 
 
 def test_recipe_outside_the_space_is_refused():
-    inside = space.Candidate(parse(REFERENCES["lite-m4"]), Recipe())
-    for recipe in (Recipe(learning_rate=5.0), Recipe(batch_size=100), Recipe(augmentation=Augmentation(scale=0.5))):
+    inside = space.Candidate(parse(REFERENCES["lite-m4"]), space.RECIPE)
+    outside = (
+        {"learning_rate": 5.0},
+        {"batch_size": 100},
+        {"augmentation": Augmentation(scale=0.5)},
+        {"calibrated": False},
+    )
+    for changes in outside:
+        recipe = replace(space.RECIPE, **changes)
         with pytest.raises(ArchitectureError, match="no point of the space"):
             space.to_parameters(replace(inside, recipe=recipe))
 
@@ -115,7 +121,9 @@ def test_fingerprint_changes_with_the_space(monkeypatch):
     before = space.fingerprint()
     assert before == space.fingerprint() != space.fingerprint("adamw")
     monkeypatch.setattr(space, "TRANSITIONS", space.TRANSITIONS[:-1])
-    assert space.fingerprint() != before
+    changed = space.fingerprint()
+    monkeypatch.setattr(space, "RECIPE", replace(space.RECIPE, momentum=0.8))
+    assert len({before, changed, space.fingerprint()}) == 3
 
 
 def test_ranges_are_those_of_the_readme(request):

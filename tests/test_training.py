@@ -6,10 +6,10 @@ import torch
 
 from nas_mnist import data
 from nas_mnist.architecture import parse
-from nas_mnist.augment import Augmentation
+from nas_mnist.augment import Augmentation, normalise
 from nas_mnist.errors import TrainingDiverged
 from nas_mnist.network import build
-from nas_mnist.training import Recipe, evaluate, final_accuracy, n_batches, predict, train
+from nas_mnist.training import Recipe, calibrate, evaluate, final_accuracy, n_batches, predict, train
 
 SMALL = parse("c8 M c12 M c16 G c10k1- | dropout=0.05")
 RECIPE = Recipe(epochs=2, learning_rate=0.3)
@@ -96,6 +96,29 @@ def test_evaluation_is_the_mean_over_all_images(split):
     assert accuracy == pytest.approx((logits.argmax(1) == labels).float().mean().item())
     assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
     assert torch.equal(labels, split.val.labels[split.val.indices])
+
+
+def test_calibration_gives_the_statistics_that_pytorch_does(split):
+    few = split.train.part(split.train.indices[::4])  # 750, grouped by class
+    network = build(SMALL, seed=0)
+    calibrate(network, few)
+    found = {name: value.clone() for name, value in network.named_buffers()}
+
+    swa_utils = pytest.importorskip("torch.optim.swa_utils")
+    again = build(replace(SMALL, dropout=0.0), seed=0).double()  # past the kernels
+    batches = [few.select(torch.arange(128) * 750 // 128 + start) for start in range(5)]
+    swa_utils.update_bn([normalise(pixels, few.normalisation).double() for pixels, _ in batches], again)
+    for name, value in again.named_buffers():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-3, check_dtype=False)
+    assert [m.momentum for m in network.modules() if hasattr(m, "momentum")] == [0.1] * 3
+    assert all(len(labels.unique()) == 10 for _, labels in batches), "every batch has every class"
+
+
+def test_calibration_changes_what_is_evaluated_and_not_how_the_training_goes_on(split):
+    plain, calibrated = (run(split, replace(RECIPE, calibrated=on)) for on in (False, True))
+    for one, other in zip(plain, calibrated, strict=True):
+        assert (one.train_loss, one.train_accuracy) == (other.train_loss, other.train_accuracy)
+        assert one.val_loss != other.val_loss
 
 
 def test_objective_is_the_mean_of_the_last_two_epochs():
