@@ -15,23 +15,26 @@ Step = Callable[[Tensor, float | Tensor], None]
 class CapturedStep:
     """`step(positions, learning_rate)`, started by the host a few times, then captured, and replayed from then on.
 
-    The step is the same in every call. It must read and write tensors that stay where they are, draw from `generator`
+    Each call takes the next of the `learning_rates`; that too is done by the GPU. The step is the same in every call.
+    It must read and write tensors that stay where they are, draw from `generator`
     alone, and never wait for the GPU. Batches of another size than `batch_size`, the last of an epoch, are started by
     the host. If the step cannot be captured, it warns once and all are.
     """
 
-    def __init__(self, batch_size: int, generator: torch.Generator):
+    def __init__(self, batch_size: int, generator: torch.Generator, learning_rates: list[float]):
+        device = generator.device
         self._generator = generator
-        self._positions = torch.zeros(batch_size, dtype=torch.int64, device=generator.device)
-        self._learning_rate = torch.zeros((), device=generator.device)
+        self._positions = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self._learning_rates = torch.tensor(learning_rates, device=device)
+        self._learning_rate = torch.zeros((), device=device)
+        self._n_steps = torch.zeros(1, dtype=torch.int64, device=device)  # so far
         self._stream: torch.cuda.Stream | None = None  # one for the warm-up and the capture: each has its workspaces
         self._n_warm = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._can_capture = True
 
     # The step is no attribute: it holds this object, and a cycle would keep the graphs of earlier trials in memory.
-    def __call__(self, step: Step, positions: Tensor, learning_rate: float) -> None:
-        self._learning_rate.fill_(learning_rate)
+    def __call__(self, step: Step, positions: Tensor) -> None:
         whole = len(positions) == len(self._positions)
         if whole and self._n_warm < WARM_UP_STEPS:
             self._n_warm += 1
@@ -40,7 +43,13 @@ class CapturedStep:
             self._positions.copy_(positions)
             self._graph.replay()
         else:
-            step(positions, self._learning_rate)
+            self._run(step, positions)
+
+    def _run(self, step: Step, positions: Tensor) -> None:
+        """The step with the next rate. Started or captured; it does not wait for the GPU."""
+        self._learning_rate.copy_(self._learning_rates.index_select(0, self._n_steps)[0])
+        self._n_steps += 1
+        step(positions, self._learning_rate)
 
     def _warm_up(self, step: Step, positions: Tensor) -> None:
         """A step on a stream of its own, because a capture takes place on one too."""
@@ -48,7 +57,7 @@ class CapturedStep:
             self._stream = self._stream or torch.cuda.Stream()
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
-                step(positions, self._learning_rate)
+                self._run(step, positions)
             torch.cuda.current_stream().wait_stream(self._stream)
 
     def _is_captured(self, step: Step) -> bool:
@@ -70,7 +79,7 @@ class CapturedStep:
                 graph.register_generator_state(self._generator)  # so that each replay draws new numbers
             try:
                 with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                    step(self._positions, self._learning_rate)
+                    self._run(step, self._positions)
             except RuntimeError:  # older PyTorch leaves both as they were during the capture
                 torch.cuda.set_stream(stream)
                 self._generator.graphsafe_set_state(state)

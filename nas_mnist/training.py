@@ -162,12 +162,13 @@ class _Steps:
     def __init__(self, network: Network, recipe: Recipe, images: Images, generator: torch.Generator):
         self._network, self._recipe, self._images, self._generator = network, recipe, images, generator
         self._optimizer = make_optimizer(network, recipe)
-        self._rates = iter(
-            one_cycle(recipe.learning_rate, recipe.epochs * n_batches(len(images), recipe), recipe.warmup_fraction)
-        )
+        n_steps = recipe.epochs * n_batches(len(images), recipe)
+        rates = one_cycle(recipe.learning_rate, n_steps, recipe.warmup_fraction)
+        self._rates = iter(rates)
         self._loss_sum = torch.zeros((), device=generator.device)
         self._n_correct = torch.zeros((), dtype=torch.int64, device=generator.device)
-        self._captured = CapturedStep(recipe.batch_size, generator) if generator.device.type == "cuda" else None
+        on_gpu = generator.device.type == "cuda"
+        self._captured = CapturedStep(recipe.batch_size, generator, rates) if on_gpu else None
         self.learning_rate = 0.0  # of the last step
 
     def run_epoch(self) -> tuple[float, float]:
@@ -181,7 +182,7 @@ class _Steps:
                 continue
             self.learning_rate = next(self._rates)
             if self._captured:
-                self._captured(self.step, positions, self.learning_rate)
+                self._captured(self.step, positions)
             else:
                 self.step(positions, self.learning_rate)
             n_seen += len(positions)

@@ -39,9 +39,11 @@ def test_no_operation_of_a_step_waits_for_the_host(images, monkeypatch, optimize
     net = network.build(NETWORK, seed=0).train()
     net.draw_from(generator)
     steps = training._Steps(net, replace(RECIPE, optimizer=optimizer), images, generator)
-    steps.step(torch.arange(64), 0.1)
+    captured = CapturedStep(64, generator, [0.1, 0.1])
+    # SGD on a CPU asks a rate that is a tensor for its value; on a GPU, fused, it does not.
+    captured._run(lambda positions, rate: steps.step(positions, 0.1), torch.arange(64))
     with Operations() as operations:
-        steps.step(torch.arange(64, 128), 0.1)
+        captured._run(lambda positions, rate: steps.step(positions, 0.1), torch.arange(64, 128))
     assert "aten::grid_sampler_2d" in operations.names and "aten::convolution_backward" in operations.names
     own = {"aten::_local_scalar_dense"} if optimizer == "adamw" else set()  # of AdamW on a CPU, which counts its steps
     assert not operations.names & (HOST_WAITS - own)
@@ -64,21 +66,21 @@ def graphs(monkeypatch):
     made = []
 
     def capture(self, step):
-        made.append(Graph(lambda: step(self._positions, self._learning_rate)))
+        made.append(Graph(lambda: self._run(step, self._positions)))
         return made[-1]
 
-    monkeypatch.setattr(CapturedStep, "_warm_up", lambda self, step, positions: step(positions, self._learning_rate))
+    monkeypatch.setattr(CapturedStep, "_warm_up", CapturedStep._run)
     monkeypatch.setattr(CapturedStep, "_capture", capture)
     return made
 
 
 def test_it_is_captured_once_and_sees_every_batch_and_rate(graphs):
     seen = []
-    captured = CapturedStep(4, torch.Generator())
     whole = [torch.arange(4) + i for i in range(6)]
     batches = [*whole[:5], torch.arange(3), whole[5]]
-    for i, batch in enumerate(batches):
-        captured(lambda positions, rate: seen.append((positions.tolist(), round(float(rate), 3))), batch, i / 10)
+    captured = CapturedStep(4, torch.Generator(), [i / 10 for i in range(len(batches))])
+    for batch in batches:
+        captured(lambda positions, rate: seen.append((positions.tolist(), round(float(rate), 3))), batch)
     assert seen == [(batch.tolist(), i / 10) for i, batch in enumerate(batches)]
     assert [graph.n_replays for graph in graphs] == [6 - WARM_UP_STEPS]
 
@@ -89,10 +91,10 @@ def test_a_step_that_cannot_be_captured_is_started_by_the_host(graphs, monkeypat
 
     monkeypatch.setattr(CapturedStep, "_capture", fail)
     seen = []
-    captured = CapturedStep(2, torch.Generator())
+    captured = CapturedStep(2, torch.Generator(), [0.1] * (WARM_UP_STEPS + 2))
     with pytest.warns(UserWarning, match="no CUDA graph, so each training step takes longer: operation") as warned:
         for i in range(WARM_UP_STEPS + 2):
-            captured(lambda positions, rate: seen.append(positions.tolist()), torch.tensor([i, i]), 0.1)
+            captured(lambda positions, rate: seen.append(positions.tolist()), torch.tensor([i, i]))
     assert seen == [[i, i] for i in range(WARM_UP_STEPS + 2)] and len(warned) == 1
 
 
@@ -100,7 +102,7 @@ def test_a_finished_training_leaves_nothing_behind(images):
     """Or the memory of a GPU would fill from trial to trial, until Python looks for cycles."""
     net = network.build(NETWORK, seed=0)
     steps = training._Steps(net, RECIPE, images, torch.Generator())
-    steps._captured = CapturedStep(64, torch.Generator())
+    steps._captured = CapturedStep(64, torch.Generator(), [0.1])
     gone = weakref.ref(steps._captured)
     gc.disable()
     try:
