@@ -34,7 +34,7 @@ def trial_note(trial: FrozenTrial, drawing_url: str) -> str:
         f"receptive field {architecture.receptive_field}×{architecture.receptive_field}."
     )
     if "reference" in attributes:
-        parts.append(f"This is the published network **{attributes['reference']}**.")
+        parts.append(f"Not drawn by the sampler: **{attributes['reference']}**.")
     return "\n\n".join([*parts, layer_table(architecture), "### Recipe", _recipe_lines(candidate)])
 
 

@@ -14,6 +14,7 @@ import torch
 from optuna.trial import FrozenTrial
 
 from nas_mnist import space, study, zoo
+from nas_mnist.architecture import Architecture
 from nas_mnist.artifacts import Artifacts
 from nas_mnist.data import N_FOLDS, SEARCH_PARTITION, Split, load_train, n_search_images, prepare, search_split
 from nas_mnist.datasets import MNIST, Dataset
@@ -202,12 +203,12 @@ def _prepare_study(settings: SearchSettings) -> None:
 
 
 def _enqueue_references(found: optuna.Study, settings: SearchSettings) -> None:
-    """Put the reference systems that are points of the space at the head of the queue, each once."""
+    """Put the reference systems at the head of the queue, each once, narrowed where they are over the budget."""
     there = {trial.user_attrs.get("reference") for trial in found.get_trials(deepcopy=False)}
+    rate = _default_rate(settings)
+    recipe = replace(space.RECIPE, epochs=settings.epochs, optimizer=settings.optimizer, learning_rate=rate)
     for name, architecture in reference_points(settings.max_params).items():
         if name not in there:
-            rate = _default_rate(settings)
-            recipe = replace(space.RECIPE, epochs=settings.epochs, optimizer=settings.optimizer, learning_rate=rate)
             parameters = space.to_parameters(Candidate(architecture, recipe))
             found.enqueue_trial(parameters, user_attrs={"reference": name})
 
@@ -217,17 +218,21 @@ def _default_rate(settings: SearchSettings) -> float:
     return (low * high) ** 0.5
 
 
-def reference_points(max_params: int) -> dict[str, Any]:
-    """The reference systems within the budget that are points of the space, in the space's order of norm and ReLU."""
+def reference_points(max_params: int) -> dict[str, Architecture]:
+    """The reference systems that are points of the space, in its order of norm and ReLU.
+
+    Those over the budget are narrowed to it, and left out if that cannot be.
+    """
     points = {}
     for name, system in zoo.ZOO.items():
         architecture = replace(system.architecture, norm_first=True, elementwise_dropout=False)
-        if architecture.n_parameters < max_params:
-            try:
-                space.to_parameters(Candidate(architecture, space.RECIPE))
-            except ArchitectureError:
-                continue
-            points[name] = architecture
+        try:
+            parameters = space.to_parameters(Candidate(architecture, space.RECIPE))
+        except ArchitectureError:
+            continue
+        fitting = space.to_candidate(parameters, max_params=max_params, epochs=MAX_EPOCHS).architecture
+        if fitting.n_parameters < max_params:
+            points[name if fitting == architecture else f"{name}, narrowed"] = fitting
     return points
 
 

@@ -15,7 +15,7 @@ def made(architecture="c8 M c16 G c10k1- | dropout=0.05", **attributes):
 
 def test_trial_note_has_the_line_the_drawing_every_layer_and_the_recipe():
     note = notes.trial_note(made("step-by-step", reference="step-by-step"), "/artifacts/1/2/abc")
-    assert "](/artifacts/1/2/abc)" in note and "published network **step-by-step**" in note
+    assert "](/artifacts/1/2/abc)" in note and "by the sampler: **step-by-step**" in note
     assert note.startswith("`c8 c16 M c8k1 c12 c16 c20 G c16k1 c10k1-")
     rows = [line for line in note.splitlines() if line.startswith("| `")]
     assert len(rows) == 10 and "| `c20` | 20×6×6 | 18×18 | 2 | 2,920 | 39% | 103,680 |" in rows
