@@ -216,12 +216,15 @@ def _locked(engine: sqlalchemy.Engine, key: int) -> sqlalchemy.Connection:
 
 
 class _PatientConnect:
-    """Connects an engine; with `on_outage`, waits for a server that is away, and says so once for each outage."""
+    """Connects an engine; with `on_outage`, waits for a server that is away, and says so once for each outage.
+
+    Two threads come here, the one of the trial and that of its heartbeat, and either may be the first to be answered.
+    """
 
     def __init__(self, storage: Storage, on_outage: OnOutage | None):
         self._storage, self._on_outage = storage, on_outage
         self._since: float | None = None  # kept when given up: who comes later does not wait once more
-        self._told = False
+        self._told_since: float | None = None  # the outage that has been told of
 
     def __call__(self, dialect, _record, arguments, options):
         while True:
@@ -235,20 +238,20 @@ class _PatientConnect:
 
     def _wait(self, error: Exception) -> None:
         patience = self._storage.patience_seconds
-        self._since = self._since or time.monotonic()
-        if self._on_outage is None or time.monotonic() - self._since > patience:
+        self._since = since = self._since or time.monotonic()
+        if self._on_outage is None or time.monotonic() - since > patience:
             raise StudyError(
                 f"storage {self._storage} cannot be reached; {reason(error)}: start its server, or see --storage"
             ) from error
-        if not self._told and _is_main_thread():  # the heartbeat has a thread of its own, the pipe has no lock
-            self._told = True
+        if self._told_since is None and _is_main_thread():  # the pipe that takes the event has no lock
+            self._told_since = since
             self._on_outage(Outage(reason(error), patience))
         time.sleep(POLL_SECONDS)
 
     def _end(self) -> None:
-        if self._told and _is_main_thread():
-            self._told = False
-            self._on_outage(OutageEnded(time.monotonic() - self._since))
+        if self._told_since is not None and _is_main_thread():
+            self._on_outage(OutageEnded(time.monotonic() - self._told_since))
+            self._told_since = None
         self._since = None
 
 
