@@ -81,6 +81,7 @@ def browser():
 def page(browser):
     """A desktop-sized page. `page.complaints` collects its console errors and uncaught exceptions."""
     with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
+        context.set_default_timeout(120_000)  # milliseconds; 30 s are not much for a page of 5 MB on a busy machine
         page = context.new_page()
         page.complaints = []
         page.on("console", lambda m: page.complaints.append(m.text) if m.type == "error" else None)

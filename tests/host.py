@@ -1,9 +1,12 @@
 """What one host of several does: `python host.py STORAGE TRIALS FOLDER [HOSTNAME]`, with two workers.
 
-A trial takes a second and reports five times. Each start and end of one is written down in the folder, beside the
-database, so that a test can see what really ran. HOSTNAME is for where a name space of its own cannot be had.
+A trial takes a second and reports five times, and goes on reporting for as long as there is a file `hold` in the
+folder: who is killed or cut off meanwhile is in the middle of it, however fast the machine is. Each start and end of
+one is written down in the folder, beside the database, so that a test can see what really ran. HOSTNAME is for where a
+name space of its own cannot be had.
 """
 
+import itertools
 import json
 import os
 import socket
@@ -21,28 +24,23 @@ from nas_mnist.workers import Progress, Worker, run_workers
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 1, 10
 N_REPORTS, REPORT_SECONDS = 5, 0.2
+HOLD = "hold"
 
 
-def objective(folder: Path, send, n_reports: int, trial: optuna.Trial) -> float:
+def objective(folder: Path, send, trial: optuna.Trial) -> float:
     (folder / f"{trial.number}-{os.getpid()}.started").touch()
     x = trial.suggest_float("x", 0, 1)
-    for step in range(1, n_reports + 1):
+    for step in itertools.count(1):
         time.sleep(REPORT_SECONDS)
         trial.report(x, step)
         send(Progress())
+        if step >= N_REPORTS and not (folder / HOLD).exists():
+            break
     (folder / f"{trial.number}-{os.getpid()}.ended").touch()
     return x
 
 
-def work(
-    storage: Storage,
-    n_trials: int,
-    folder: Path,
-    hostname: str | None,
-    worker: Worker,
-    send,
-    n_reports: int = N_REPORTS,
-) -> None:
+def work(storage: Storage, n_trials: int, folder: Path, hostname: str | None, worker: Worker, send) -> None:
     if hostname:
         socket.gethostname = lambda: hostname
     shared = study.SharedStudy(
@@ -54,7 +52,7 @@ def work(
         pruner=optuna.pruners.NopPruner(),
         on_outage=send,
     )
-    study.work_off(shared, partial(objective, folder, send, n_reports))
+    study.work_off(shared, partial(objective, folder, send))
 
 
 def main(url: str, n_trials: str, folder: str, hostname: str | None = None) -> None:
@@ -63,6 +61,14 @@ def main(url: str, n_trials: str, folder: str, hostname: str | None = None) -> N
     run_workers(partial(work, storage, int(n_trials), Path(folder), hostname), workers, lambda worker, event: None)
     study.take_back(storage, "s")
     print(json.dumps(study.progress(study.load(storage.open(), "s").get_trials()).trained))
+
+
+def wait_for(condition, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)
+    return found
 
 
 def assert_each_ran_once(trials: list[FrozenTrial], folder: Path) -> None:

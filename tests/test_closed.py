@@ -118,10 +118,10 @@ def test_pickle_in_the_place_of_a_file_does_nothing(solution, data_dir, tmp_path
     assert mark.exists()  # it would have
 
 
-def test_dashboard_listens_on_this_machine_alone(tmp_path):
+def test_dashboard_listens_on_this_machine_alone(tmp_path, unused_port):
     storage = Storage.parse(str(tmp_path / "s.db"))
     study.create(storage.open(create=True), "nas-mnist", metric="m", attributes={})
-    command = [sys.executable, "-m", "nas_mnist", "dashboard", "--storage", storage.path, "--port", "18931"]
+    command = [sys.executable, "-m", "nas_mnist", "dashboard", "--storage", storage.path, "--port", str(unused_port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout.readline().startswith("optuna-dashboard for")

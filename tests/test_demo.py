@@ -368,6 +368,7 @@ def test_policy_lets_nothing_leave_the_page(page, solution):
         await new Promise((done) => { image.onerror = done; image.src = "http://127.0.0.1:9/x.png"; });
         const script = document.createElement("script");
         await new Promise((done) => { script.onerror = done; script.src = "x.js"; document.body.append(script); });
+        for (let i = 0; i < 500 && broken.length < 3; i++) await new Promise((done) => setTimeout(done, 20));
         return broken;
     }"""
     assert page.evaluate(tries) == ["connect-src", "img-src", "script-src-elem"]

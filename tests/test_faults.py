@@ -160,6 +160,7 @@ def test_killed_parent_or_all_at_once_and_the_same_search_goes_on(storage, who):
         os.killpg(parent.pid, signal.SIGKILL)
     else:
         workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        os.kill(parent.pid, signal.SIGSTOP)  # it must not replace the worker in between
         for process in workers[: who != "parent"]:
             process.kill()
         parent.kill()
@@ -470,7 +471,7 @@ class Disk:
 def disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "none", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("a small disk can only be mounted by root")
     yield Disk(folder)
@@ -556,10 +557,12 @@ def test_full_disk_leaves_no_part_of_a_figure(disk):
 def test_full_disk_ends_a_real_search_with_one_clear_line_and_the_same_command_goes_on(disk, command, data_dir):
     process = command(disk.folder, *SEARCH, "--trials", 4)
     assert process.stdout.readline().startswith("1/4")
+    os.killpg(process.pid, signal.SIGSTOP)  # it might be done before the disk is full
     disk.leave(0)
+    os.killpg(process.pid, signal.SIGCONT)
     out, err = process.communicate()
     assert process.returncode == 2 and err == f"nas-mnist: {errors.FULL}\n", (out, err)
-    disk.leave(3_000_000)
+    disk.leave(12_000_000)  # the dashboard's plots are written again every 30 s, so a slow search needs more
     process = command(disk.folder, *SEARCH, "--trials", 4)
     out, err = process.communicate()
     assert process.returncode == 0 and err == "" and "4 of 4 trials" in out

@@ -3,6 +3,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from nas_mnist import figures
 from nas_mnist.datasets import DATASETS, MNIST
@@ -61,6 +62,19 @@ def test_gallery_shows_every_image_with_its_caption(n):
 
 
 def test_thousands_of_errors_are_drawn_in_seconds(tmp_path):
-    start = time.perf_counter()
-    figures.gallery(torch.zeros(1500, 28, 28), ["1 → 7"] * 1500, "x").savefig(tmp_path / "x.png", dpi=150)
-    assert time.perf_counter() - start < 20
+    """Measured in what a hundred axes cost, so that it holds on a slow or busy machine too."""
+
+    def seconds(draw):
+        start = time.process_time()
+        draw().savefig(tmp_path / "x.png", dpi=150)
+        return time.process_time() - start
+
+    def hundred_axes():
+        figure = Figure(figsize=(8.5, 10), layout="constrained")
+        for axes in figure.subplots(10, 10).flat:
+            axes.imshow(np.zeros((28, 28)))
+            axes.set_title("1 → 7")
+        return figure
+
+    errors = seconds(lambda: figures.gallery(torch.zeros(1500, 28, 28), ["1 → 7"] * 1500, "x"))
+    assert errors < 6 * seconds(hundred_axes)  # 15 times at least if each image had its own

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import host
 import pytest
+from host import wait_for
 
-from nas_mnist import cli, study
+from nas_mnist import cli, ownership, study
 from nas_mnist.errors import DeviceError, NasMnistError
 from nas_mnist.storage import Storage
 from nas_mnist.workers import Progress, Worker, WorkerDied, WorkerFailed
@@ -55,6 +56,12 @@ def storage(postgresql_server):
 def progress(storage, name="s"):
     now = study.progress(study.load(storage.open(), name).get_trials())
     return now.trained, now.running, now.waiting
+
+
+def all_taken_back(storage, name="s"):
+    """As every command does it; the processes of a stopped one may take a moment to end."""
+    study.take_back(storage, name)
+    return progress(storage, name)[1] == 0
 
 
 def collect(work, n_workers=2, on_event=lambda worker, event: None, device="cpu"):
@@ -130,6 +137,7 @@ def test_workers_share_a_gpu(driver):
         said = [event for _, event in collect(_say_gpu, device="cuda:0")]
     finally:
         driver.remove_node(node)
+        wait_for(lambda: "GPU" not in ray.cluster_resources())  # the next test counts them
     assert len({pid for pid, _, _ in said}) == 2
     assert [(gpus, visible) for _, gpus, visible in said] == [([0], "0")] * 2
 
@@ -142,14 +150,25 @@ def test_default_is_one_worker_for_each_core_of_the_cluster(driver):
 
 def test_node_that_is_removed_in_the_middle_costs_no_trial_of_the_count(driver, storage, tmp_path):
     node = driver.add_node(num_cpus=1, **SMALL)
-    removing = threading.Thread(target=driver.remove_node, args=(node,), kwargs={"allow_graceful": False})
-    reports = 0
+    reporting, hold = set(), tmp_path / host.HOLD
+    hold.touch()
+
+    def remove():
+        pids = [int(path.stem.partition("-")[2]) for path in tmp_path.glob("*.started")]
+        try:
+            driver.remove_node(node, allow_graceful=False)
+            wait_for(lambda: not all(map(ownership._started, pids)))
+        finally:
+            hold.unlink()
+
+    removing = threading.Thread(target=remove)
 
     def remove_once(worker, event):
-        nonlocal reports
-        reports += isinstance(event, Progress)
-        if reports == 8 and not removing.ident:
-            removing.start()
+        """Each of three workers has a core, so one of them is on the node."""
+        if isinstance(event, Progress) and worker.index not in reporting:
+            reporting.add(worker.index)
+            if len(reporting) == 3:
+                removing.start()
 
     events = collect(partial(host.work, storage, 12, tmp_path, None), 3, remove_once)
     removing.join()
@@ -164,38 +183,40 @@ def test_node_that_is_removed_in_the_middle_costs_no_trial_of_the_count(driver, 
 
 
 def test_stop_cancels_every_task_and_queues_their_trials_again(driver, storage, tmp_path):
-    stopped = False
+    reporting, hold = set(), tmp_path / host.HOLD
+    hold.touch()
 
     def stop(worker, event):
-        nonlocal stopped
-        if isinstance(event, Progress) and not stopped:
-            stopped = True
-            os.kill(os.getpid(), signal.SIGTERM)
+        if isinstance(event, Progress) and worker.index not in reporting:
+            reporting.add(worker.index)
+            if len(reporting) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
 
-    long = partial(host.work, storage, 12, tmp_path, None, n_reports=200)  # far from its end when it is stopped
+    work = partial(host.work, storage, 12, tmp_path, None)
     with pytest.raises(KeyboardInterrupt):
-        collect(long, 2, stop)
-    study.take_back(storage, "s")  # as every command does that is stopped
-    trained, running, waiting = progress(storage)
-    assert (trained, running) == (0, 0) and waiting in (1, 2)  # the second worker may not have begun
-    collect(partial(host.work, storage, 12, tmp_path, None), 2)
+        collect(work, 2, stop)
+    wait_for(lambda: all_taken_back(storage))
+    hold.unlink()
+    assert progress(storage) == (0, 0, 2)
+    collect(work, 2)
     assert progress(storage) == (12, 0, 0)
 
 
 def test_search_command_runs_on_the_cluster_and_can_be_stopped_and_continued(cluster, postgresql_server, data_dir):
     url = postgresql_server.new_database()
-    options = ["--trials", "4", "--epochs", "2", "--train-images", "300", "--no-warm-start", "--storage", url]
-    command = [sys.executable, "-u", "-m", "nas_mnist", "search", *options, "--ray", cluster.address]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as search:
-        first = next(line for line in iter(search.stdout.readline, "") if line.startswith("1/4"))
+    options = ["--epochs", "2", "--train-images", "300", "--no-warm-start", "--storage", url, "--ray", cluster.address]
+    command = [sys.executable, "-u", "-m", "nas_mnist", "search", *options, "--trials"]
+    with subprocess.Popen([*command, "40"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as search:
+        first = next(line for line in iter(search.stdout.readline, "") if line.startswith("1/40"))
         search.send_signal(signal.SIGINT)
         output = first + search.stdout.read()
     assert search.returncode == 130 and "stopped" in output and "Traceback" not in output, output
-    assert progress(Storage(url), "nas-mnist")[1] == 0
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wait_for(lambda: all_taken_back(Storage(url), "nas-mnist"))
+    n_trials = progress(Storage(url), "nas-mnist")[0] + 2
+    done = subprocess.run([*command, str(n_trials)], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert "trained      4 of 4 trials" in done.stdout
-    assert progress(Storage(url), "nas-mnist") == (4, 0, 0)
+    assert f"trained      {n_trials} of {n_trials} trials" in done.stdout
+    assert progress(Storage(url), "nas-mnist") == (n_trials, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_search_trains_exactly_the_asked_number_and_resumes(settings):
 
     first = run(3)
     assert first.progress.trained == 3 and first.progress.running == first.progress.failed == 0
-    assert len([event for event in events if isinstance(event, TrialEnded)]) == 3
+    assert len([event for event in events if isinstance(event, TrialEnded) and not event.over_budget]) == 3
     assert first.best[0].value >= first.best[-1].value
     assert first.overhead is not None and 0 < first.overhead < 1
     again = run(3)
@@ -147,9 +147,19 @@ def test_reference_systems_are_enqueued_once_and_first(settings):
     assert candidate.architecture.line == "c8 c16 M c8k1 c12 c16 c20 G c16k1 c10k1-"
 
 
-def test_reference_systems_over_the_budget_are_left_out():
-    assert "era1a7" in search.reference_points(5000) and "step-by-step" not in search.reference_points(5000)
-    assert search.reference_points(1000) == {}
+@pytest.mark.parametrize("max_params", [500, 1000, 5000])
+def test_reference_systems_over_the_budget_are_narrowed_to_it(max_params):
+    points = search.reference_points(max_params)
+    assert len(points) == len(search.reference_points(8000))
+    assert ("era1a7" in points) == (max_params == 5000) and "step-by-step, narrowed" in points
+    assert all(architecture.n_parameters < max_params for architecture in points.values())
+    assert max(architecture.n_parameters for architecture in points.values()) > 0.95 * max_params
+    for architecture in points.values():
+        space.to_parameters(space.Candidate(architecture, space.RECIPE))  # raises nothing: it is a point of the space
+
+
+def test_reference_systems_that_cannot_be_narrowed_are_left_out():
+    assert search.reference_points(100) == {}
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@ import os
 import sqlite3
 import subprocess
 import sys
-import time
 
 import optuna
 import pytest
@@ -138,6 +137,7 @@ def test_trial_of_a_process_whose_number_was_given_to_another_is_taken_back(stor
 
 _WORKING = """
 import sys, time
+from pathlib import Path
 import optuna
 from nas_mnist import study
 from nas_mnist.storage import Storage
@@ -145,6 +145,10 @@ storage = Storage.parse(sys.argv[1])
 shared = study.SharedStudy(storage, "s", demand=study.until_trained(12), seed=0, worker=int(sys.argv[2]),
                            pruner=optuna.pruners.NopPruner())
 def objective(trial):
+    (storage.path.parent / f"{sys.argv[2]}.begun").touch()
+    end = time.monotonic() + 120  # until each process has a trial: one that starts late might find none left
+    while len(list(storage.path.parent.glob("*.begun"))) < 3 and time.monotonic() < end:
+        time.sleep(0.01)
     time.sleep(0.05)
     return trial.suggest_float("x", 0, 1)
 study.work_off(shared, objective)
@@ -257,13 +261,13 @@ def test_sqlite_writes_ahead_and_waits_for_other_programs(storage):
 def test_lock_is_held_by_one_at_a_time(storage):
     script = (
         "import sys, time\nfrom nas_mnist.storage import Storage\n"
-        "with Storage.parse(sys.argv[1]).lock():\n print(1, flush=True)\n time.sleep(1.5)"
+        "with Storage.parse(sys.argv[1]).lock():\n print(1, flush=True)\n time.sleep(1)\n open(sys.argv[2], 'w')"
     )
-    with subprocess.Popen([sys.executable, "-c", script, str(storage.path)], stdout=subprocess.PIPE) as process:
+    mark = storage.path.with_name("done")
+    with subprocess.Popen([sys.executable, "-c", script, storage.path, mark], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
-        start = time.monotonic()
         with storage.lock():
-            assert time.monotonic() - start > 1
+            assert mark.exists()
 
 
 def test_progress_counts_each_state_once():

@@ -189,7 +189,7 @@ def open_page(page):
 
 def _wait_until(page, condition: str) -> None:
     """Playwright's own `wait_for_function` needs what the page forbids itself: to run text as a script."""
-    for _ in range(200):
+    for _ in range(1200):
         if page.evaluate(condition):
             return
         page.wait_for_timeout(50)

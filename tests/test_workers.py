@@ -123,17 +123,17 @@ def _sleep(worker, send):
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_stop_ends_every_worker_at_once(stop):
-    pids = []
+    pids, stopped = [], []
 
     def interrupt(worker, pid):
         pids.append(pid)
         if len(pids) == 2:
+            stopped.append(time.monotonic())
             os.kill(os.getpid(), stop)
 
-    start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         collect(_sleep, interrupt)
-    assert time.monotonic() - start < 10 + 10  # start-up and stop
+    assert time.monotonic() - stopped[0] < 20  # they would sleep for a minute
     assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
@@ -148,7 +148,7 @@ def test_workers_end_when_their_parent_is_killed():
     parent.start()
     processes = [psutil.Process(receiving.recv()) for _ in TWO]
     parent.kill()
-    _, alive = psutil.wait_procs(processes, timeout=10)
+    _, alive = psutil.wait_procs(processes, timeout=30)
     parent.join()
     assert not alive
 
