@@ -244,7 +244,7 @@ def results(opened: RDBStorage, study_name: str) -> list[Retrained]:
 
 def _trials_of(chosen: Chosen, ended: list[FrozenTrial]) -> list[FrozenTrial]:
     """Those of one candidate, by seed."""
-    own = [trial for trial in ended if job_of(trial)["candidate"] == chosen.candidate.to_dict()]
+    own = [trial for trial in ended if Candidate.from_dict(job_of(trial)["candidate"]) == chosen.candidate]
     return sorted(own, key=lambda trial: job_of(trial)["seed"])
 
 

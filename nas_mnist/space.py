@@ -52,7 +52,10 @@ class Candidate:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` is the way back."""
-        return {"architecture": str(self.architecture), "recipe": asdict(self.recipe)}
+        recipe = asdict(self.recipe)
+        if not self.recipe.calibrated:
+            del recipe["calibrated"]  # as before there was a choice: runs of earlier studies are known by these values
+        return {"architecture": str(self.architecture), "recipe": recipe}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "Candidate":

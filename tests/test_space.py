@@ -43,6 +43,12 @@ def test_every_candidate_round_trips_through_its_parameters():
         assert space.Candidate.from_dict(drawn.to_dict()) == drawn
 
 
+def test_candidate_of_a_study_from_before_calibration_is_the_same_as_ever():
+    stored = space.Candidate(parse(REFERENCES["era1a7"]), replace(space.RECIPE, calibrated=False)).to_dict()
+    assert "calibrated" not in stored["recipe"]
+    assert space.Candidate.from_dict(stored).to_dict() == stored
+
+
 def test_every_draw_is_a_network_that_can_be_built():
     for parameters in draw(60, seed=1):
         architecture = candidate(parameters).architecture
