@@ -101,7 +101,7 @@ class Summary:
     epochs_saved: int  # by pruning
     best: tuple[FrozenTrial, ...]
     seconds: float
-    overhead: float | None  # share of the workers' time outside training; None if no worker finished
+    overhead: float | None  # share of the workers' time outside training; None if no worker trained and finished
 
 
 def search(
@@ -153,14 +153,14 @@ def summarise(settings: SearchSettings, seconds: float, times: list[WorkerDone])
     trials = study.load(settings.storage.open(), settings.study_name).get_trials(deepcopy=False)
     trained = [trial for trial in trials if study.is_trained(trial)]
     epochs = sum(len(trial.intermediate_values) for trial in trained)
-    total = sum(t.total_seconds for t in times)
+    training, total = sum(t.training_seconds for t in times), sum(t.total_seconds for t in times)
     return Summary(
         progress=study.progress(trials),
         epochs_trained=epochs,
         epochs_saved=len(trained) * settings.epochs - epochs,
         best=leaderboard(trials)[:5],
         seconds=seconds,
-        overhead=1 - sum(t.training_seconds for t in times) / total if total else None,
+        overhead=1 - training / total if training else None,
     )
 
 

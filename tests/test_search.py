@@ -133,6 +133,7 @@ def test_search_trains_exactly_the_asked_number_and_resumes(settings):
     assert first.overhead is not None and 0 < first.overhead < 1
     again = run(3)
     assert again.progress == first.progress and again.epochs_trained == first.epochs_trained
+    assert again.overhead is None, "nothing was trained"
     assert run(4).progress.trained == 4
 
 
