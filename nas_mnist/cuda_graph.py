@@ -16,9 +16,9 @@ class CapturedStep:
     """`step(positions, learning_rate)`, started by the host a few times, then captured, and replayed from then on.
 
     Each call takes the next of the `learning_rates`; that too is done by the GPU. The step is the same in every call.
-    It must read and write tensors that stay where they are, draw from `generator`
-    alone, and never wait for the GPU. Batches of another size than `batch_size`, the last of an epoch, are started by
-    the host. If the step cannot be captured, it warns once and all are.
+    It must read and write tensors that stay where they are, draw from `generator` alone, and never wait for the GPU.
+    Batches of another size than `batch_size`, the last of an epoch, are started by the host. If the step cannot be
+    captured, it warns once and all are.
     """
 
     def __init__(self, batch_size: int, generator: torch.Generator, learning_rates: list[float]):

@@ -63,11 +63,11 @@ def main(url: str, n_trials: str, folder: str, hostname: str | None = None) -> N
     print(json.dumps(study.progress(study.load(storage.open(), "s").get_trials()).trained))
 
 
-def wait_for(condition, seconds=300):
+def wait_for(condition, seconds=180):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.1)
+        time.sleep(0.02)
     return found
 
 

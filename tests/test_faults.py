@@ -16,6 +16,7 @@ from pathlib import Path
 import optuna
 import psutil
 import pytest
+from host import wait_for
 from optuna.trial import TrialState
 
 from nas_mnist import errors, export, ownership, report, retrain, study
@@ -107,13 +108,6 @@ def start(storage, n_trials, n_free=0):
 def query(storage, sql, *values):
     with contextlib.closing(sqlite3.connect(storage.path, timeout=60)) as connection, connection:
         return connection.execute(sql, values).fetchall()
-
-
-def wait_for(condition, seconds=180):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came to that"
-        time.sleep(0.02)
 
 
 def trials_of(storage, name="s"):

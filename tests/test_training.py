@@ -3,6 +3,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from torch.optim.swa_utils import update_bn
 
 from nas_mnist import data
 from nas_mnist.architecture import parse
@@ -104,10 +105,9 @@ def test_calibration_gives_the_statistics_that_pytorch_does(split):
     calibrate(network, few)
     found = {name: value.clone() for name, value in network.named_buffers()}
 
-    swa_utils = pytest.importorskip("torch.optim.swa_utils")
     again = build(replace(SMALL, dropout=0.0), seed=0).double()  # past the kernels
     batches = [few.select(torch.arange(128) * 750 // 128 + start) for start in range(5)]
-    swa_utils.update_bn([normalise(pixels, few.normalisation).double() for pixels, _ in batches], again)
+    update_bn([normalise(pixels, few.normalisation).double() for pixels, _ in batches], again)
     for name, value in again.named_buffers():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-3, check_dtype=False)
     assert [m.momentum for m in network.modules() if hasattr(m, "momentum")] == [0.1] * 3

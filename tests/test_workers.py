@@ -148,7 +148,7 @@ def test_workers_end_when_their_parent_is_killed():
     parent.start()
     processes = [psutil.Process(receiving.recv()) for _ in TWO]
     parent.kill()
-    _, alive = psutil.wait_procs(processes, timeout=30)
+    _, alive = psutil.wait_procs(processes, timeout=10)
     parent.join()
     assert not alive
 
