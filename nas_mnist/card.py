@@ -9,6 +9,7 @@ from nas_mnist import report
 from nas_mnist.data import n_search_images
 from nas_mnist.datasets import MNIST
 from nas_mnist.retrain import Retrained
+from nas_mnist.space import RECIPE
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
 
 SECTIONS = """# {title}
@@ -213,7 +214,7 @@ def _commands(retrained: Retrained, record: dict[str, Any]) -> str:
         line = shlex.quote(record["architecture"])
         return f"nas-mnist retrain --architecture {line}{epochs}{seeds}{study}\n{export}"
     n_images = n_search_images(retrained.dataset)
-    defaults = {"train_images": n_images, "epochs": MAX_EPOCHS, "max_params": MAX_PARAMS, "optimizer": "sgd"}
+    defaults = {"train_images": n_images, "epochs": MAX_EPOCHS, "max_params": MAX_PARAMS, "optimizer": RECIPE.optimizer}
     searched = f"nas-mnist search --trials {record['search']['n_trials']}"
     commands = [f"{searched}{_options(record['search']['identity'], defaults)}{study}"]
     if retrained.confirmation:

@@ -20,6 +20,7 @@ from nas_mnist.signals import stopped_once
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
 
 DEFAULT_STORAGE = "studies/nas_mnist.db"
+OPTIMIZERS = ("soap", "sgd", "adamw")
 MAX_NAME = 200  # characters; other studies add to it, and a database keeps 512
 
 
@@ -218,7 +219,7 @@ def _add_search(commands) -> None:
         metavar="N",
         help="fewer for a quick run (default: all of the split, 50,000 of MNIST)",
     )
-    parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="(default: %(default)s)")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="soap", help="(default: %(default)s)")
     parser.add_argument(
         "--seed", type=_at_least(0), default=0, metavar="N", help="of the sampler and the trials (default: %(default)s)"
     )
@@ -486,7 +487,7 @@ def _add_find_lr(commands) -> None:
     parser.add_argument(
         "--steps", type=_at_least(1), default=300, metavar="N", help="batches, one for each rate (default: %(default)s)"
     )
-    parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="(default: %(default)s)")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="soap", help="(default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda:0, … (default: %(default)s)")
     parser.add_argument(
         "--seed", type=_at_least(0), default=0, metavar="N", help="of weights and batches (default: %(default)s)"
@@ -500,8 +501,7 @@ def _find_lr(arguments) -> int:
     from rich.console import Console
     from rich.progress import track
 
-    from nas_mnist import data, lr_finder, report, zoo
-    from nas_mnist.training import Recipe
+    from nas_mnist import data, lr_finder, report, space, zoo
     from nas_mnist.workers import plan_workers
 
     architecture = zoo.resolve(arguments.architecture)
@@ -511,9 +511,8 @@ def _find_lr(arguments) -> int:
     plan_workers(1, [arguments.device])
     data.prepare(_data_dir(arguments), _dataset(arguments))
     images = data.search_split(data.load_train(_data_dir(arguments), _dataset(arguments))).train
-    steps = lr_finder.range_test(
-        architecture, Recipe(optimizer=arguments.optimizer), images, rates, seed=arguments.seed, device=arguments.device
-    )
+    recipe = space.reference_recipe(arguments.optimizer)
+    steps = lr_finder.range_test(architecture, recipe, images, rates, seed=arguments.seed, device=arguments.device)
     progress = Console(stderr=True)
     curve = lr_finder.fit(
         track(
@@ -800,14 +799,13 @@ def _retrain(arguments) -> int:
 def _chosen(arguments, storage):
     from nas_mnist import retrain, zoo
     from nas_mnist.errors import StudyError
-    from nas_mnist.space import Candidate
-    from nas_mnist.training import Recipe
+    from nas_mnist.space import Candidate, reference_recipe
 
     if arguments.architecture is None:
         if arguments.epochs:
             raise StudyError("a trial is retrained with its own recipe: leave out --epochs, or give --architecture")
         return retrain.choose(storage, arguments.study, arguments.trial)
-    recipe = Recipe(epochs=arguments.epochs or MAX_EPOCHS)
+    recipe = reference_recipe(epochs=arguments.epochs or MAX_EPOCHS)
     return retrain.Chosen(Candidate(zoo.resolve(arguments.architecture), recipe))
 
 

@@ -101,6 +101,7 @@ def range_test(
         yield RateStep(rate, value)
         optimizer.zero_grad()
         loss.backward()
+        optimizer.prepare()
         optimizer.step(rate)
 
 

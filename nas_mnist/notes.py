@@ -14,6 +14,7 @@ from nas_mnist.space import Candidate, distributions
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS, N_FINAL_EPOCHS, TARGET_ACCURACY
 
 N_LISTED = 10
+OPTIMIZERS = {"sgd": "SGD with Nesterov momentum", "adamw": "AdamW", "soap": "SOAP"}
 TASK = (
     f"The task: a convolutional network with fewer than {MAX_PARAMS:,} parameters that gets {TARGET_ACCURACY:.1%} of "
     f"MNIST's test images right in each of the last {N_FINAL_EPOCHS} of at most {MAX_EPOCHS} epochs. "
@@ -61,7 +62,7 @@ def _recipe_lines(candidate: Candidate) -> str:
     r = candidate.recipe
     a = r.augmentation
     facts = {
-        "optimizer": "SGD with Nesterov momentum" if r.optimizer == "sgd" else "AdamW",
+        "optimizer": OPTIMIZERS[r.optimizer],
         "learning rate": f"one cycle up to {r.learning_rate:.3g}",
         "length": f"{r.epochs} epochs in batches of {r.batch_size}",
         "weight decay": f"{r.weight_decay:.2g}",

@@ -1,11 +1,12 @@
-"""SGD and AdamW, as the functions that torch.optim is made of, and the one-cycle learning rate.
+"""SGD, AdamW and SOAP, and the one-cycle learning rate.
 
-The classes of torch.optim and torch.optim.lr_scheduler import all of torch.compile to tell it to keep out: 1.7 s and
-150 MB in every process that trains.
+The first two are the functions that torch.optim is made of: its classes, those of torch.optim.lr_scheduler and every
+library's optimizers import all of torch.compile to tell it to keep out: 1.7 s and 150 MB in every process that trains.
 """
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,19 +15,25 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 START_DIVISOR, END_DIVISOR = 25, 1e4  # of the highest rate, and of the one it starts with: OneCycleLR's defaults
+SOAP_KEEP = 0.95  # of every running mean, a step
+SOAP_INTERVAL = 20  # steps that a basis serves
+EPSILON = 1e-8
 
 
 class Optimizer:
-    """What both have in common. Nothing here waits for a GPU, so that a step can be captured in a CUDA graph."""
+    """What all have in common. No step waits for a GPU, so that it can be captured in a CUDA graph."""
 
     def __init__(self, parameters: Iterable[Parameter], weight_decay: float):
         self._parameters = list(parameters)
         self._weight_decay = weight_decay
-        self._fused = self._parameters[0].device.type == "cuda"
+        self._fused = any(parameter.device.type == "cuda" for parameter in self._parameters)
 
     def zero_grad(self) -> None:
         for parameter in self._parameters:
             parameter.grad = None
+
+    def prepare(self) -> None:
+        """What the next step needs of the host. To be called before each; never captured."""
 
     def _gradients(self) -> list[Tensor]:
         """Every parameter is used in every step, so each has one."""
@@ -85,9 +92,78 @@ class AdamW(Optimizer):
             beta2=0.999,
             lr=learning_rate,
             weight_decay=self._weight_decay,
-            eps=1e-8,
+            eps=EPSILON,
             maximize=False,
         )
+
+
+class Soap(Optimizer):
+    """SOAP: Adam in the eigenbasis of Shampoo's preconditioner; AdamW for vectors (biases, and norms).
+
+    A layer's weights are a matrix, a row for each output channel. N. Vyas et al., SOAP: Improving and Stabilizing
+    Shampoo using Adam, 2024, arXiv 2409.11321; the bases are found anew by `eigh`.
+    """
+
+    def __init__(self, parameters: Iterable[Parameter], weight_decay: float):
+        super().__init__(parameters, weight_decay)
+        self._matrices = [_Matrix.of(parameter) for parameter in self._parameters if parameter.ndim > 1]
+        self._vectors = AdamW([parameter for parameter in self._parameters if parameter.ndim < 2], weight_decay)
+        self._n_prepared = 0
+        self._n_steps = torch.zeros((), device=self._parameters[0].device)
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Renew the bases where it is time; this waits for a GPU."""
+        if self._n_prepared % SOAP_INTERVAL == 1:  # the first time after one step: before it there is nothing to go by
+            for matrix in self._matrices:
+                matrix.renew_bases()
+        self._n_prepared += 1
+
+    @torch.no_grad()
+    def step(self, learning_rate: float | Tensor) -> None:
+        """One step along the gradients; on a GPU the rate may be a float32 tensor () there."""
+        self._vectors.step(learning_rate)
+        self._n_steps += 1
+        # Adam's corrections, for two means that both keep as much.
+        rate = learning_rate / (1 - SOAP_KEEP**self._n_steps).sqrt()
+        for matrix in self._matrices:
+            matrix.parameter.mul_(1 - learning_rate * self._weight_decay)
+            matrix.step(rate)
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """A layer's weights (C', C, K, K), taken as a matrix (R, S), and what SOAP keeps of its gradients."""
+
+    parameter: Parameter
+    mean: Tensor  # (R, S)
+    square: Tensor  # (R, S), in the eigenbases
+    factors: tuple[Tensor, Tensor]  # (R, R) and (S, S): of rows with rows, of columns with columns
+    bases: tuple[Tensor, Tensor]  # their eigenvectors, as columns
+
+    @staticmethod
+    def of(parameter: Parameter) -> "_Matrix":
+        mean = torch.zeros_like(parameter.flatten(1))
+        sizes = mean.shape
+        factors = tuple(mean.new_zeros(n, n) for n in sizes)
+        bases = tuple(torch.eye(n, device=mean.device) for n in sizes)
+        return _Matrix(parameter, mean, torch.zeros_like(mean), factors, bases)
+
+    def renew_bases(self) -> None:
+        for factor, basis in zip(self.factors, self.bases, strict=True):
+            # Where training has diverged, any basis will do: `eigh` would raise.
+            basis.copy_(torch.linalg.eigh(factor.nan_to_num(0, 0, 0)).eigenvectors)
+
+    def step(self, rate: Tensor) -> None:
+        gradient = self.parameter.grad.flatten(1)
+        rows, columns = self.factors
+        rows.lerp_(gradient @ gradient.T, 1 - SOAP_KEEP)
+        columns.lerp_(gradient.T @ gradient, 1 - SOAP_KEEP)
+        self.mean.lerp_(gradient, 1 - SOAP_KEEP)
+        left, right = self.bases
+        self.square.lerp_((left.T @ gradient @ right).square(), 1 - SOAP_KEEP)
+        direction = (left.T @ self.mean @ right) / (self.square.sqrt() + EPSILON)
+        self.parameter.sub_((left @ direction @ right.T).view(self.parameter.shape) * rate)
 
 
 def one_cycle(highest: float, n_steps: int, warmup_fraction: float) -> list[float]:

@@ -44,7 +44,7 @@ class SearchSettings:
     train_images: int | None = None  # None: all of the split
     data_dir: Path = Path()
     dataset: Dataset = MNIST
-    optimizer: str = "sgd"
+    optimizer: str = space.RECIPE.optimizer
     seed: int = 0
     prune: bool = True
     warm_start: bool = True
@@ -205,17 +205,11 @@ def _prepare_study(settings: SearchSettings) -> None:
 def _enqueue_references(found: optuna.Study, settings: SearchSettings) -> None:
     """Put the reference systems at the head of the queue, each once, narrowed where they are over the budget."""
     there = {trial.user_attrs.get("reference") for trial in found.get_trials(deepcopy=False)}
-    rate = _default_rate(settings)
-    recipe = replace(space.RECIPE, epochs=settings.epochs, optimizer=settings.optimizer, learning_rate=rate)
+    recipe = space.reference_recipe(settings.optimizer, settings.epochs)
     for name, architecture in reference_points(settings.max_params).items():
         if name not in there:
             parameters = space.to_parameters(Candidate(architecture, recipe))
             found.enqueue_trial(parameters, user_attrs={"reference": name})
-
-
-def _default_rate(settings: SearchSettings) -> float:
-    low, high = space.LEARNING_RATES[settings.optimizer]
-    return (low * high) ** 0.5
 
 
 def reference_points(max_params: int) -> dict[str, Architecture]:
@@ -227,7 +221,7 @@ def reference_points(max_params: int) -> dict[str, Architecture]:
     for name, system in zoo.ZOO.items():
         architecture = replace(system.architecture, norm_first=True, elementwise_dropout=False)
         try:
-            parameters = space.to_parameters(Candidate(architecture, space.RECIPE))
+            parameters = space.to_parameters(Candidate(architecture, space.reference_recipe()))
         except ArchitectureError:
             continue
         fitting = space.to_candidate(parameters, max_params=max_params, epochs=MAX_EPOCHS).architecture

@@ -14,6 +14,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import product
+from math import sqrt
 from typing import Any
 
 from optuna import Trial
@@ -28,6 +29,7 @@ from optuna.distributions import (
 from nas_mnist.architecture import INPUT_SIDE, N_CLASSES, Architecture, Conv, GlobalPool, Layer, MaxPool, parse
 from nas_mnist.augment import Augmentation
 from nas_mnist.errors import ArchitectureError
+from nas_mnist.task import MAX_EPOCHS
 from nas_mnist.training import Recipe
 
 MAX_BLOCKS, MAX_CONVS = 3, 4
@@ -37,8 +39,10 @@ NARROWING_STEPS = 256  # the factors tried are 1/256, 2/256, ... 1
 # In notation, with the width left out: c a convolution (1×1), M the pool, - bare.
 TRANSITIONS = ("M", "M c", "M c-", "c M", "c- M")
 HEADS = ("G c10k1-", "G c c10k1-", "c10k1- G", "c10- G")
-LEARNING_RATES = {"sgd": (0.01, 1.0), "adamw": (1e-3, 0.05)}
-RECIPE = Recipe(batch_size=64, calibrated=True)  # what no parameter says; a warm start has all of it
+LEARNING_RATES = {"sgd": (0.01, 1.0), "adamw": (1e-3, 0.05), "soap": (1e-3, 0.1)}
+# SGD adds the decay to the gradient; the others take it times the learning rate from the weights.
+WEIGHT_DECAYS = {"sgd": (1e-5, 1e-2), "adamw": (1e-4, 1.0), "soap": (1e-4, 1.0)}
+RECIPE = Recipe(batch_size=64, optimizer="soap", calibrated=True)  # what no parameter says
 
 Parameters = dict[str, Any]
 
@@ -64,7 +68,13 @@ class Candidate:
         return Candidate(parse(values["architecture"]), Recipe(**recipe, augmentation=augmentation))
 
 
-def distributions(optimizer: str = "sgd") -> dict[str, BaseDistribution]:
+def reference_recipe(optimizer: str = RECIPE.optimizer, epochs: int = MAX_EPOCHS) -> Recipe:
+    """What a warm start is trained with: the middle of the ranges of learning rate and weight decay."""
+    rate, decay = (sqrt(low * high) for low, high in (LEARNING_RATES[optimizer], WEIGHT_DECAYS[optimizer]))
+    return replace(RECIPE, optimizer=optimizer, epochs=epochs, learning_rate=rate, weight_decay=decay)
+
+
+def distributions(optimizer: str = RECIPE.optimizer) -> dict[str, BaseDistribution]:
     """Every parameter of the space and its range."""
     width = IntDistribution(MIN_WIDTH, MAX_WIDTH)
     blocks = range(1, MAX_BLOCKS + 1)
@@ -81,7 +91,7 @@ def distributions(optimizer: str = "sgd") -> dict[str, BaseDistribution]:
         "dropout": FloatDistribution(0.0, 0.15),
         "learning_rate": FloatDistribution(*LEARNING_RATES[optimizer], log=True),
         "batch_size": CategoricalDistribution((32, 64, 128)),
-        "weight_decay": FloatDistribution(1e-5, 1e-2, log=True),
+        "weight_decay": FloatDistribution(*WEIGHT_DECAYS[optimizer], log=True),
         "label_smoothing": FloatDistribution(0.0, 0.1),
         "rotation_degrees": FloatDistribution(0.0, 15.0),
         "translation": FloatDistribution(0.0, 0.12),
@@ -90,13 +100,13 @@ def distributions(optimizer: str = "sgd") -> dict[str, BaseDistribution]:
     }
 
 
-def fingerprint(optimizer: str = "sgd") -> str:
+def fingerprint(optimizer: str = RECIPE.optimizer) -> str:
     """A short hash that changes with the space; studies of different spaces are never mixed."""
     ranges = {name: json.loads(distribution_to_json(d)) for name, d in distributions(optimizer).items()}
     return hashlib.sha256(json.dumps([ranges, asdict(RECIPE)], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def suggest(trial: Trial, optimizer: str = "sgd") -> Parameters:
+def suggest(trial: Trial, optimizer: str = RECIPE.optimizer) -> Parameters:
     """Draw every parameter of the space, always all of them."""
     return {name: _suggest(trial, name, distribution) for name, distribution in distributions(optimizer).items()}
 
@@ -109,7 +119,9 @@ def _suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
     return trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
 
 
-def to_candidate(parameters: Mapping[str, Any], *, max_params: int, epochs: int, optimizer: str = "sgd") -> Candidate:
+def to_candidate(
+    parameters: Mapping[str, Any], *, max_params: int, epochs: int, optimizer: str = RECIPE.optimizer
+) -> Candidate:
     """The candidate that the parameters denote, narrowed to fewer than `max_params` parameters if it can be.
 
     A structure that is over the budget even at its narrowest is returned at its narrowest: the caller checks.

@@ -7,7 +7,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from nas_mnist.architecture import parse
 from nas_mnist.network import build
-from nas_mnist.optimizer import one_cycle
+from nas_mnist.optimizer import AdamW, Soap, one_cycle
 from nas_mnist.training import Recipe, make_optimizer
 
 SGD = Recipe(weight_decay=0.01, momentum=0.8)
@@ -32,6 +32,38 @@ def test_steps_are_those_of_the_class_in_torch_to_the_last_bit(recipe):
         reference.step()
         for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
             assert torch.equal(a, b)
+
+
+def travelled(optimizer_class, gradients):
+    """Where weights (4, 3, 1, 1) come to along these gradients, after 200 steps that do not move them."""
+    weights = torch.nn.Parameter(torch.zeros(4, 3, 1, 1))
+    optimizer = optimizer_class([weights], 0.0)
+    for i, gradient in enumerate(gradients):
+        weights.grad = gradient.view(weights.shape)
+        optimizer.prepare()
+        optimizer.step(0.01 if i >= 200 else 0.0)
+    return weights.detach().flatten(1)
+
+
+def test_steps_of_soap_turn_with_the_gradients():
+    """Those of Adam do not: they are along the axes."""
+    generator = torch.Generator().manual_seed(2)
+    rows, columns = (torch.linalg.qr(torch.randn(n, n, generator=generator)).Q for n in (4, 3))
+    gradients = torch.randn(230, 4, 3, generator=generator) * torch.tensor([[1.0], [2], [4], [8]])
+    turned = rows @ gradients @ columns
+    for optimizer_class, turns in ((Soap, True), (AdamW, False)):
+        expected = rows @ travelled(optimizer_class, gradients) @ columns
+        assert torch.allclose(travelled(optimizer_class, turned), expected, atol=1e-3) == turns
+
+
+def test_soap_treats_vectors_as_adamw_does():
+    vectors = [torch.nn.Parameter(torch.ones(5)) for _ in range(2)]
+    for vector, optimizer in zip(vectors, (Soap([vectors[0]], 0.1), AdamW([vectors[1]], 0.1)), strict=True):
+        for i in range(3):
+            vector.grad = torch.arange(5.0) - i
+            optimizer.prepare()
+            optimizer.step(0.1)
+    assert torch.equal(*vectors)
 
 
 def test_zero_grad_leaves_no_gradient():

@@ -43,10 +43,19 @@ def test_every_candidate_round_trips_through_its_parameters():
         assert space.Candidate.from_dict(drawn.to_dict()) == drawn
 
 
-def test_candidate_of_a_study_from_before_calibration_is_the_same_as_ever():
-    stored = space.Candidate(parse(REFERENCES["era1a7"]), replace(space.RECIPE, calibrated=False)).to_dict()
+def test_candidates_of_earlier_studies_are_stored_as_ever():
+    stored = space.Candidate(parse(REFERENCES["era1a7"]), space.Recipe()).to_dict()
     assert "calibrated" not in stored["recipe"]
     assert space.Candidate.from_dict(stored).to_dict() == stored
+
+
+@pytest.mark.parametrize("optimizer", space.LEARNING_RATES)
+def test_references_are_trained_with_what_lies_in_the_middle_of_the_ranges(optimizer):
+    recipe = space.reference_recipe(optimizer, 7)
+    parameters = space.to_parameters(space.Candidate(parse(REFERENCES["era1a7"]), recipe))
+    for name, value in ("learning_rate", recipe.learning_rate), ("weight_decay", recipe.weight_decay):
+        ends = space.distributions(optimizer)[name]
+        assert parameters[name] == value and value / ends.low == pytest.approx(ends.high / value)
 
 
 def test_every_draw_is_a_network_that_can_be_built():
