@@ -199,8 +199,8 @@ def test_identity_of_a_search_on_mnist_is_that_of_the_studies_there_are(settings
         "epochs": 15,
         "train_images": 50_000,
         "split": "fold 0 of 6, partition 0",
-        "optimizer": "sgd",
-        "space": space.fingerprint("sgd"),
+        "optimizer": "soap",
+        "space": space.fingerprint("soap"),
     }
     assert replace(settings, dataset=DATASETS["emnist-digits"], train_images=None).identity.train_images == 200_000
 

@@ -299,6 +299,7 @@ class Package:
             optimizer.zero_grad()
             loss.backward()
             clock.lap("backward")
+            optimizer.prepare()
             optimizer.step(self.recipe.learning_rate)
             clock.lap("optimizer")
         return clock.shares()
