@@ -101,7 +101,7 @@ def _narrowest():
     "line",
     [
         "c8 c16 M c8k1 c12 c16 c20 G c16k1 c10k1- | act-norm",
-        "c8 c40 M c8k1 c12 c16 c20 G c16k1 c10k1-",
+        "c8 c80 M c8k1 c12 c16 c20 G c16k1 c10k1-",
         "c8s2 M c8 G c10k1-",
         "c10k28-",
         "c8 c8 c8 c8 c8 M c8 G c10k1-",
