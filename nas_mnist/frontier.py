@@ -1,7 +1,8 @@
 """The best confirmed network under each of several budgets: what accuracy costs in parameters.
 
 Each budget has a search of its own, so that every draw is spent on networks of that size; a study that is there already
-with this budget is gone on with. What a small budget yields also competes under the larger ones.
+with this budget is gone on with. The largest comes first: its best networks, narrowed, are tried under the next. What a
+small budget yields also competes under the larger ones.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,7 +13,10 @@ from typing import Any
 from nas_mnist import confirm, search, study
 from nas_mnist.confirm import Confirmed, ConfirmSettings
 from nas_mnist.search import SearchSettings
+from nas_mnist.space import Parameters
 from nas_mnist.workers import Worker, run_workers
+
+N_HANDED_DOWN = 2  # from each budget to the next
 
 OnEvent = Callable[[Worker | None, Any], None]
 
@@ -61,14 +65,21 @@ def frontier(
     for budget in settings.budgets:
         search.check_budget(budget)
     found: list[Best] = []
-    for searched in settings.searches():
+    handed_down: dict[str, Parameters] = {}
+    for searched in reversed(settings.searches()):
         with follow(searched) as on_event:
-            search.search(searched, workers, on_event, run)
+            search.search(searched, workers, on_event, run, handed_down)
         confirmed = replace(settings.confirm, study_name=searched.study_name)
         with follow(confirmed) as on_event:
-            ranking = confirm.confirm(confirmed, workers, on_event)
-        found += [Best(searched.max_params, searched.study_name, c) for c in ranking if not c.given_up]
+            ranking = [c for c in confirm.confirm(confirmed, workers, on_event) if not c.given_up]
+        found += [Best(searched.max_params, searched.study_name, c) for c in ranking]
+        handed_down = _hand_down(searched, ranking[:N_HANDED_DOWN])
     return [best_under(searched.max_params, found) for searched in settings.searches()]
+
+
+def _hand_down(searched: SearchSettings, best: list[Confirmed]) -> dict[str, Parameters]:
+    trials = study.load(searched.storage.open(), searched.study_name).get_trials(deepcopy=False)
+    return {f"trial {c.trial} of study {searched.study_name}, narrowed": trials[c.trial].params for c in best}
 
 
 def best_under(budget: int, found: Iterable[Best]) -> Best:

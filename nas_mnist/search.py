@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from nas_mnist.datasets import MNIST, Dataset
 from nas_mnist.errors import ArchitectureError, BudgetError
 from nas_mnist.network import build, count_parameters
 from nas_mnist.signals import stopped_once
-from nas_mnist.space import Candidate
+from nas_mnist.space import Candidate, Parameters
 from nas_mnist.storage import Storage
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
 from nas_mnist.training import final_accuracy, find_mistakes
@@ -109,10 +109,12 @@ def search(
     workers: list[Worker],
     on_event: Callable[[Worker | None, Any], None],
     run: Callable[..., None] = run_workers,
+    starts: Mapping[str, Parameters] | None = None,
 ) -> Summary:
     """Search until the study has `n_trials` trained trials. Events of all workers reach `on_event`.
 
-    `run` is `run_workers`, or what does the same on other machines.
+    `run` is `run_workers`, or what does the same on other machines. `starts` are tried after the reference systems,
+    each once for its name.
 
     Raises `KeyboardInterrupt` when stopped; what was finished is kept, what was running is queued again.
     Raises `BudgetError`, `DataError` or `StudyError` before anything is written.
@@ -121,7 +123,7 @@ def search(
     check_budget(settings.max_params)
     prepare(settings.data_dir, settings.dataset)
     search_split(load_train(settings.data_dir, settings.dataset), settings.train_images)
-    _prepare_study(settings)
+    _prepare_study(settings, starts)
     trials = study.load(settings.storage.open(), settings.study_name).get_trials(deepcopy=False)
     on_event(None, SearchBegan(study.progress(trials).trained, next(iter(leaderboard(trials)), None)))
     times: list[WorkerDone] = []
@@ -186,7 +188,7 @@ def pruner(settings: SearchSettings) -> optuna.pruners.BasePruner:
     return optuna.pruners.PercentilePruner(75, n_startup_trials=5, n_warmup_steps=6, n_min_trials=4)
 
 
-def _prepare_study(settings: SearchSettings) -> None:
+def _prepare_study(settings: SearchSettings, starts: Mapping[str, Parameters] | None = None) -> None:
     storage = settings.storage.open(create=True)
     with settings.storage.lock():
         study.create(
@@ -198,18 +200,17 @@ def _prepare_study(settings: SearchSettings) -> None:
         found = study.load(storage, settings.study_name)
         found.set_user_attr(KEEP_WEIGHTS, settings.keep_weights)
         found.set_user_attr(COMMAND, settings.command)
-        if settings.warm_start:
-            _enqueue_references(found, settings)
+        references = _references(settings) if settings.warm_start else {}
+        there = {trial.user_attrs.get("reference") for trial in found.get_trials(deepcopy=False)}
+        for name, parameters in {**references, **(starts or {})}.items():
+            if name not in there:
+                found.enqueue_trial(parameters, user_attrs={"reference": name})
 
 
-def _enqueue_references(found: optuna.Study, settings: SearchSettings) -> None:
-    """Put the reference systems at the head of the queue, each once, narrowed where they are over the budget."""
-    there = {trial.user_attrs.get("reference") for trial in found.get_trials(deepcopy=False)}
+def _references(settings: SearchSettings) -> dict[str, Parameters]:
     recipe = space.reference_recipe(settings.optimizer, settings.epochs)
-    for name, architecture in reference_points(settings.max_params).items():
-        if name not in there:
-            parameters = space.to_parameters(Candidate(architecture, recipe))
-            found.enqueue_trial(parameters, user_attrs={"reference": name})
+    points = reference_points(settings.max_params)
+    return {name: space.to_parameters(Candidate(architecture, recipe)) for name, architecture in points.items()}
 
 
 def reference_points(max_params: int) -> dict[str, Architecture]:

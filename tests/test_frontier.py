@@ -1,4 +1,4 @@
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import pytest
@@ -37,7 +37,7 @@ def test_every_budget_is_searched_and_confirmed_and_nothing_twice(settings):
 
     events = []
     points = frontier.frontier(settings, [Worker(0, "cpu")], follow)
-    names = ["nas-mnist-200", "nas-mnist-400"]
+    names = ["nas-mnist-400", "nas-mnist-200"]
     assert stages == [(kind, name) for name in names for kind in ("SearchSettings", "ConfirmSettings")]
     assert [point.budget for point in points] == [200, 400]
     assert all(point.confirmed.n_parameters < point.budget and len(point.confirmed.accuracies) == 2 for point in points)
@@ -45,6 +45,16 @@ def test_every_budget_is_searched_and_confirmed_and_nothing_twice(settings):
     n_trained = {name: study.count_trained(settings.search.storage.open(), name) for name in names}
     assert frontier.frontier(settings, [Worker(0, "cpu")], follow) == points
     assert {name: study.count_trained(settings.search.storage.open(), name) for name in names} == n_trained
+
+
+def test_the_best_of_a_budget_are_tried_under_the_next_smaller(settings):
+    settings = replace(settings, search=replace(settings.search, warm_start=False), budgets=(1000, 2000))
+    frontier.frontier(settings, [Worker(0, "cpu")], lambda stage: nullcontext(lambda worker, event: None))
+    opened = settings.search.storage.open()
+    large, small = (study.load(opened, name).get_trials()[0] for name in ("nas-mnist-2000", "nas-mnist-1000"))
+    assert small.params == large.params
+    assert small.user_attrs["reference"] == "trial 0 of study nas-mnist-2000, narrowed"
+    assert small.user_attrs["n_parameters"] < 1000 <= large.user_attrs["n_parameters"] < 2000
 
 
 def test_study_of_one_of_the_budgets_is_reused(settings):
