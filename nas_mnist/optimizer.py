@@ -150,9 +150,18 @@ class _Matrix:
         return _Matrix(parameter, mean, torch.zeros_like(mean), factors, bases)
 
     def renew_bases(self) -> None:
+        """Find the eigenvectors anew, and what the squares are along them.
+
+        Left as they are, the squares would be those of other directions: where one was zero, a step would be endless.
+        """
+        turns = []
         for factor, basis in zip(self.factors, self.bases, strict=True):
             # Where training has diverged, any basis will do: `eigh` would raise.
-            basis.copy_(torch.linalg.eigh(factor.nan_to_num(0, 0, 0)).eigenvectors)
+            renewed = torch.linalg.eigh(factor.nan_to_num(0, 0, 0)).eigenvectors
+            turns.append((renewed.T @ basis).square())
+            basis.copy_(renewed)
+        rows, columns = turns
+        self.square.copy_(rows @ self.square @ columns.T)  # of a sum of directions that vary each on its own
 
     def step(self, rate: Tensor) -> None:
         gradient = self.parameter.grad.flatten(1)

@@ -56,6 +56,22 @@ def test_steps_of_soap_turn_with_the_gradients():
         assert torch.allclose(travelled(optimizer_class, turned), expected, atol=1e-3) == turns
 
 
+def test_no_step_of_soap_is_much_longer_than_the_rate():
+    """Directions that had no gradient get one when the bases are next renewed."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.nn.Parameter(torch.zeros(12, 9, 1, 1))
+    optimizer = Soap([weights], 0.0)
+    for i in range(200):
+        gradient = torch.randn(12, 9, generator=generator)
+        gradient[: 11 - i // 20] = 0
+        before = weights.detach().clone()
+        weights.grad = gradient.view(weights.shape)
+        optimizer.prepare()
+        optimizer.step(0.01)
+        length = (weights.detach() - before).norm() / weights.numel() ** 0.5
+        assert length < 0.05
+
+
 def test_soap_treats_vectors_as_adamw_does():
     vectors = [torch.nn.Parameter(torch.ones(5)) for _ in range(2)]
     for vector, optimizer in zip(vectors, (Soap([vectors[0]], 0.1), AdamW([vectors[1]], 0.1)), strict=True):
