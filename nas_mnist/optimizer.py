@@ -156,8 +156,9 @@ class _Matrix:
         """
         turns = []
         for factor, basis in zip(self.factors, self.bases, strict=True):
+            # In float64: of a factor with denormal values, those of a channel that died, LAPACK may find NaN in float32.
             # Where training has diverged, any basis will do: `eigh` would raise.
-            renewed = torch.linalg.eigh(factor.nan_to_num(0, 0, 0)).eigenvectors
+            renewed = torch.linalg.eigh(factor.double().nan_to_num(0, 0, 0)).eigenvectors.to(basis.dtype)
             turns.append((renewed.T @ basis).square())
             basis.copy_(renewed)
         rows, columns = turns
