@@ -156,7 +156,7 @@ class _Matrix:
         """
         turns = []
         for factor, basis in zip(self.factors, self.bases, strict=True):
-            # In float64: of a factor with denormal values, those of a channel that died, LAPACK may find NaN in float32.
+            # In float64: where a channel has died, its values are denormal, and LAPACK may find NaN in float32.
             # Where training has diverged, any basis will do: `eigh` would raise.
             renewed = torch.linalg.eigh(factor.double().nan_to_num(0, 0, 0)).eigenvectors.to(basis.dtype)
             turns.append((renewed.T @ basis).square())
