@@ -1,7 +1,8 @@
 """The best candidates of a search once more, on fresh folds and seeds: a search's best score is partly luck.
 
 Every candidate is trained on the same (fold, seed) pairs, so that candidates are compared pair by pair. One that is
-hopelessly behind the best is given up by a paired test (Optuna's WilcoxonPruner).
+hopelessly behind the best is given up by a paired test (Optuna's WilcoxonPruner), and so is one whose training
+diverges, which counts as an accuracy of 0.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from scipy.stats import wilcoxon
 from nas_mnist import search, study
 from nas_mnist.data import CONFIRM_PARTITION, Images, fold, load_train, prepare
 from nas_mnist.datasets import MNIST, Dataset
-from nas_mnist.errors import StudyError
+from nas_mnist.errors import StudyError, TrainingDiverged
 from nas_mnist.jobs import Job, JobStarted, Objective, Queue, job_of, run_jobs
 from nas_mnist.network import build, count_parameters
 from nas_mnist.space import Candidate
@@ -182,7 +183,11 @@ def _train(
     for step, (number, seed) in enumerate(settings.pairs):
         send(JobStarted(trial.number, f"trial {job['trial']}, fold {number + 1}, seed {seed}"))
         if step == len(accuracies):
-            accuracies.append(_train_pair(settings, candidate, images, number, seed, trial.number, send))
+            try:
+                accuracies.append(_train_pair(settings, candidate, images, number, seed, trial.number, send))
+            except TrainingDiverged as error:
+                trial.set_user_attr("accuracies", [*accuracies, 0.0])
+                raise optuna.TrialPruned(str(error)) from None
             trial.set_user_attr("accuracies", accuracies)
         trial.report(accuracies[step], step)
         if step + 1 < len(settings.pairs) and trial.should_prune():

@@ -7,7 +7,7 @@ from optuna.trial import TrialState, create_trial
 from nas_mnist import confirm, jobs, ownership, study
 from nas_mnist.architecture import parse
 from nas_mnist.confirm import Confirmed, ConfirmSettings
-from nas_mnist.errors import StudyError
+from nas_mnist.errors import StudyError, TrainingDiverged
 from nas_mnist.space import Candidate
 from nas_mnist.storage import Storage
 from nas_mnist.training import Recipe
@@ -67,6 +67,20 @@ def test_hopeless_candidate_is_given_up_early_and_ranked_behind(settings, monkey
     hopeless = next(c for c in ranking if c.trial == 1)
     assert hopeless.given_up and len(hopeless.accuracies) < 6 and ranking[0].trial == 0
     assert len([pair for pair in asked if pair[0] == LINES[0]]) == 6
+
+
+@pytest.mark.parametrize("diverged", [0, 2])
+def test_candidate_that_diverges_is_given_up_and_the_others_go_on(settings, monkeypatch, diverged):
+    def accuracy(line, k, seed):
+        if line == LINES[0] and k == diverged:
+            raise TrainingDiverged("the training loss was nan in epoch 15: lower the learning rate")
+        return 0.9 + 0.001 * k
+
+    script(monkeypatch, accuracy)
+    ranking = run(replace(settings, n_folds=4))
+    assert [c.given_up for c in ranking] == [False, False, True]
+    assert ranking[-1].trial == 0 and ranking[-1].accuracies[diverged:] == (0.0,)
+    assert run(replace(settings, n_folds=4)) == ranking
 
 
 def test_interrupted_candidate_goes_on_with_the_next_pair(settings, monkeypatch):
