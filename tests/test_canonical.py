@@ -12,6 +12,7 @@ from nas_mnist.task import MAX_PARAMS, TARGET_ACCURACY
 
 ROOT = Path(__file__).parents[1]
 CANONICAL = ROOT / "studies" / "canonical"
+WINNERS_STUDY = "soap"
 N_SEEDS = 10
 
 
@@ -23,7 +24,7 @@ def storage(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def retrained(storage):
-    return retrain.results(storage.open(), "canonical")[0]
+    return retrain.results(storage.open(), WINNERS_STUDY)[0]
 
 
 def test_three_hundred_trials_were_trained_and_none_is_left(storage):
@@ -32,10 +33,12 @@ def test_three_hundred_trials_were_trained_and_none_is_left(storage):
 
 
 def test_the_winner_is_the_first_of_the_confirmation(storage, retrained):
-    ranking = confirm.ranking(storage.open(), "canonical")
+    ranking = confirm.ranking(storage.open(), WINNERS_STUDY)
     assert retrained.trial == ranking[0].trial
     written = json.loads((CANONICAL / "confirmation.json").read_text())
     assert [c["trial"] for c in written] == [c.trial for c in ranking]
+    for earlier in ("canonical", "calibrated"):
+        assert ranking[0].mean > confirm.ranking(storage.open(), earlier)[0].mean
 
 
 def test_the_readmes_tell_the_result_of_all_seeds(retrained):
