@@ -169,7 +169,7 @@ def _confirmed(confirmation: dict[str, Any] | None) -> str:
         return "It was not confirmed on fresh folds: the search's score may be partly luck."
     c = confirmation
     spread = "" if c["standard_deviation"] is None else f" ± {100 * c['standard_deviation']:.2f} (SD)"
-    given_up = ", and given up as behind the best" if c["given_up"] else ""
+    given_up = ", and then given up" if c["given_up"] else ""
     return (
         f"Confirmed on fresh folds of the training images ({c['folds']} folds, seeds on each: {c['seeds']}{given_up}): "
         f"{100 * c['mean']:.2f}{spread} %, n = {c['n']}. "

@@ -750,7 +750,9 @@ def _add_retrain(commands) -> None:
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--trial", type=_at_least(0), metavar="N", help="this trial of the search instead")
-    which.add_argument("--architecture", metavar="NAME|NOTATION", help="this network instead, with the common recipe")
+    which.add_argument(
+        "--architecture", metavar="NAME|NOTATION", help="this network instead, with a warm start's recipe"
+    )
     parser.add_argument("--seeds", type=_at_least(1, 1000), default=5, metavar="K", help="runs (default: %(default)s)")
     parser.add_argument(
         "--epochs", type=_at_least(1, 1000), metavar="N", help="of a run with --architecture (default: 15)"

@@ -187,6 +187,7 @@ def _train(
                 accuracies.append(_train_pair(settings, candidate, images, number, seed, trial.number, send))
             except TrainingDiverged as error:
                 trial.set_user_attr("accuracies", [*accuracies, 0.0])
+                trial.set_user_attr("reason", str(error))
                 raise optuna.TrialPruned(str(error)) from None
             trial.set_user_attr("accuracies", accuracies)
         trial.report(accuracies[step], step)

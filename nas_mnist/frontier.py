@@ -74,18 +74,20 @@ def frontier(
             ranking = [c for c in confirm.confirm(confirmed, workers, on_event) if not c.given_up]
         found += [Best(searched.max_params, searched.study_name, c) for c in ranking]
         handed_down = _hand_down(searched, ranking[:N_HANDED_DOWN])
-    return [best_under(searched.max_params, found) for searched in settings.searches()]
+    points = (best_under(searched.max_params, found) for searched in settings.searches())
+    return [point for point in points if point]
 
 
 def _hand_down(searched: SearchSettings, best: list[Confirmed]) -> dict[str, Parameters]:
     trials = study.load(searched.storage.open(), searched.study_name).get_trials(deepcopy=False)
-    return {f"trial {c.trial} of study {searched.study_name}, narrowed": trials[c.trial].params for c in best}
+    return {f"trial {c.trial} of study {searched.study_name}": trials[c.trial].params for c in best}
 
 
-def best_under(budget: int, found: Iterable[Best]) -> Best:
-    """The best of those with fewer parameters, whichever search found it."""
+def best_under(budget: int, found: Iterable[Best]) -> Best | None:
+    """The best of those with fewer parameters, whichever search found it; None if the training of all diverged."""
     fitting = [best for best in found if best.confirmed.n_parameters < budget]
-    return replace(max(fitting, key=lambda best: best.confirmed.mean), budget=budget)
+    best = max(fitting, key=lambda best: best.confirmed.mean, default=None)
+    return best and replace(best, budget=budget)
 
 
 def _own_budget(settings: SearchSettings) -> int:

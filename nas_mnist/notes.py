@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial
 
 from nas_mnist import study
 from nas_mnist.architecture import Architecture
-from nas_mnist.space import Candidate, distributions
+from nas_mnist.space import Candidate, distributions, fingerprint
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS, N_FINAL_EPOCHS, TARGET_ACCURACY
 
 N_LISTED = 10
@@ -91,7 +91,9 @@ def study_note(
     lines = "\n".join(f"- **{key}**: {_plain(value)}" for key, value in facts.items())
     parts = [f"# {_plain(found.study_name)}", TASK, lines, "## Leaderboard", _leaderboard(best)]
     if command:
-        parts += ["## Command", f"```\n{command}\n```", "## Space", space_table(identity["optimizer"])]
+        known = identity["space"] == fingerprint(identity["optimizer"])
+        ranges = space_table(identity["optimizer"]) if known else "That of an earlier version of nas-mnist."
+        parts += ["## Command", f"```\n{command}\n```", "## Space", ranges]
     return "\n\n".join(parts)
 
 

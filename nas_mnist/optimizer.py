@@ -35,6 +35,10 @@ class Optimizer:
     def prepare(self) -> None:
         """What the next step needs of the host. To be called before each; never captured."""
 
+    def step(self, learning_rate: float | Tensor) -> None:
+        """One step along the gradients; on a GPU the rate may be a float32 tensor () there."""
+        raise NotImplementedError
+
     def _gradients(self) -> list[Tensor]:
         """Every parameter is used in every step, so each has one."""
         return [parameter.grad for parameter in self._parameters]

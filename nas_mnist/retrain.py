@@ -172,7 +172,7 @@ def choose(storage: Storage, study_name: str, trial: int | None = None) -> Chose
     found = study.load(opened, study_name)
     ranking = confirm.ranking(opened, study_name)
     if trial is None:
-        if not ranking:
+        if not ranking or ranking[0].given_up:
             raise StudyError(
                 f"no candidate of study {study_name!r} is confirmed: run `nas-mnist confirm`, or name one with --trial"
             )

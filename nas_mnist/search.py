@@ -201,10 +201,23 @@ def _prepare_study(settings: SearchSettings, starts: Mapping[str, Parameters] | 
         found.set_user_attr(KEEP_WEIGHTS, settings.keep_weights)
         found.set_user_attr(COMMAND, settings.command)
         references = _references(settings) if settings.warm_start else {}
-        there = {trial.user_attrs.get("reference") for trial in found.get_trials(deepcopy=False)}
-        for name, parameters in {**references, **(starts or {})}.items():
-            if name not in there:
+        trials = found.get_trials(deepcopy=False)
+        there = {trial.user_attrs.get("reference") for trial in trials}
+        wanted = study.progress(trials).trained < settings.n_trials  # else they would wait for good
+        for name, parameters in _different({**references, **(starts or {})}, settings).items():
+            if wanted and name not in there:
                 found.enqueue_trial(parameters, user_attrs={"reference": name})
+
+
+def _different(starts: Mapping[str, Parameters], settings: SearchSettings) -> dict[str, Parameters]:
+    """The first of those that come to the same candidate, if that is within the budget."""
+    budget = {"max_params": settings.max_params, "epochs": settings.epochs, "optimizer": settings.optimizer}
+    first: dict[Candidate, str] = {}
+    for name, parameters in starts.items():
+        candidate = space.to_candidate(parameters, **budget)
+        if candidate.architecture.n_parameters < settings.max_params:
+            first.setdefault(candidate, name)
+    return {name: starts[name] for name in first.values()}
 
 
 def _references(settings: SearchSettings) -> dict[str, Parameters]:

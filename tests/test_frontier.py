@@ -53,7 +53,7 @@ def test_the_best_of_a_budget_are_tried_under_the_next_smaller(settings):
     opened = settings.search.storage.open()
     large, small = (study.load(opened, name).get_trials()[0] for name in ("nas-mnist-2000", "nas-mnist-1000"))
     assert small.params == large.params
-    assert small.user_attrs["reference"] == "trial 0 of study nas-mnist-2000, narrowed"
+    assert small.user_attrs["reference"] == "trial 0 of study nas-mnist-2000"
     assert small.user_attrs["n_parameters"] < 1000 <= large.user_attrs["n_parameters"] < 2000
 
 
@@ -68,6 +68,7 @@ def test_small_network_also_competes_under_a_larger_budget():
     small, large = made(500, 450, 0.98, 0.99), made(1000, 900, 0.97, 0.98)
     assert frontier.best_under(1000, [small, large]) == replace(small, budget=1000)
     assert frontier.best_under(500, [small, large]) == small
+    assert frontier.best_under(450, [small, large]) is None
 
 
 def test_budget_that_cannot_be_met_is_refused_before_anything_is_written(settings):

@@ -2,7 +2,7 @@ import optuna
 from optuna.trial import TrialState, create_trial
 
 from nas_mnist import notes, zoo
-from nas_mnist.space import Candidate
+from nas_mnist.space import Candidate, fingerprint
 from nas_mnist.storage import experimental
 from nas_mnist.training import Recipe
 
@@ -42,7 +42,8 @@ def study_of(name="tiny", **identity):
 
 
 def test_study_note_tells_what_the_study_is_and_ranks_the_best():
-    found = study_of(dataset="mnist", max_params=8000, train_images=50_000, optimizer="sgd")
+    identity = {"optimizer": "sgd", "space": fingerprint("sgd")}
+    found = study_of(dataset="mnist", max_params=8000, train_images=50_000, **identity)
     trials = [made(), made("step-by-step")]
     note = notes.study_note(found, trials, trials, 1_234_567, "nas-mnist search --trials 7")
     assert "**parameters, fewer than**: 8,000" in note and "**train images**: 50,000" in note
@@ -53,6 +54,12 @@ def test_study_note_tells_what_the_study_is_and_ranks_the_best():
     assert "G c10k1- \\| dropout=0.05`" in note  # a bare bar would end the cell
     assert "```\nnas-mnist search --trials 7\n```" in note
     assert "| `learning_rate` | `0.01 – 1, log` |" in note and "| `batch_size` | `32, 64, 128` |" in note
+
+
+def test_ranges_of_another_space_are_not_told_as_those_of_a_study():
+    found = study_of(optimizer="sgd", space="0123456789ab")
+    note = notes.study_note(found, [], [], 0, "nas-mnist search")
+    assert "That of an earlier version" in note and "`learning_rate`" not in note
 
 
 def test_study_that_is_no_search_has_no_command_and_no_space():
