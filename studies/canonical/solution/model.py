@@ -1,6 +1,6 @@
-"""A network of 7,409 parameters for MNIST: 99.44% of the test set.
+"""A network of 7,870 parameters for MNIST: 99.55% of the test set.
 
-    c6 c17 M c10k1 c13 c15 c20 G c15k1 c10k1- | dropout=0.001
+    c20 d24 d44 M c22k1- d24 d36 d44 c10k1- G
 
     python model.py                  # counts the parameters
     python model.py picture.png …    # says what the pictures show
@@ -28,40 +28,47 @@ class Model(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 6, 3, bias=False)  # 54 parameters
-        self.norm1 = nn.BatchNorm2d(6)  # 12
-        self.conv2 = nn.Conv2d(6, 17, 3, bias=False)  # 918 parameters
-        self.norm2 = nn.BatchNorm2d(17)  # 34
-        self.conv3 = nn.Conv2d(17, 10, 1, bias=False)  # 170 parameters
-        self.norm3 = nn.BatchNorm2d(10)  # 20
-        self.conv4 = nn.Conv2d(10, 13, 3, bias=False)  # 1,170 parameters
-        self.norm4 = nn.BatchNorm2d(13)  # 26
-        self.conv5 = nn.Conv2d(13, 15, 3, bias=False)  # 1,755 parameters
-        self.norm5 = nn.BatchNorm2d(15)  # 30
-        self.conv6 = nn.Conv2d(15, 20, 3, bias=False)  # 2,700 parameters
-        self.norm6 = nn.BatchNorm2d(20)  # 40
-        self.conv7 = nn.Conv2d(20, 15, 1, bias=False)  # 300 parameters
-        self.norm7 = nn.BatchNorm2d(15)  # 30
-        self.conv8 = nn.Conv2d(15, 10, 1, bias=False)  # 150 parameters
+        self.conv1 = nn.Conv2d(1, 20, 3, bias=False)  # 180 parameters
+        self.norm1 = nn.BatchNorm2d(20)  # 40
+        self.depthwise2 = nn.Conv2d(20, 20, 3, groups=20, bias=False)  # 180 parameters
+        self.depthwise_norm2 = nn.BatchNorm2d(20)  # 40
+        self.pointwise2 = nn.Conv2d(20, 24, 1, bias=False)  # 480 parameters
+        self.norm2 = nn.BatchNorm2d(24)  # 48
+        self.depthwise3 = nn.Conv2d(24, 24, 3, groups=24, bias=False)  # 216 parameters
+        self.depthwise_norm3 = nn.BatchNorm2d(24)  # 48
+        self.pointwise3 = nn.Conv2d(24, 44, 1, bias=False)  # 1,056 parameters
+        self.norm3 = nn.BatchNorm2d(44)  # 88
+        self.conv4 = nn.Conv2d(44, 22, 1, bias=False)  # 968 parameters
+        self.depthwise5 = nn.Conv2d(22, 22, 3, groups=22, bias=False)  # 198 parameters
+        self.depthwise_norm5 = nn.BatchNorm2d(22)  # 44
+        self.pointwise5 = nn.Conv2d(22, 24, 1, bias=False)  # 528 parameters
+        self.norm5 = nn.BatchNorm2d(24)  # 48
+        self.depthwise6 = nn.Conv2d(24, 24, 3, groups=24, bias=False)  # 216 parameters
+        self.depthwise_norm6 = nn.BatchNorm2d(24)  # 48
+        self.pointwise6 = nn.Conv2d(24, 36, 1, bias=False)  # 864 parameters
+        self.norm6 = nn.BatchNorm2d(36)  # 72
+        self.depthwise7 = nn.Conv2d(36, 36, 3, groups=36, bias=False)  # 324 parameters
+        self.depthwise_norm7 = nn.BatchNorm2d(36)  # 72
+        self.pointwise7 = nn.Conv2d(36, 44, 1, bias=False)  # 1,584 parameters
+        self.norm7 = nn.BatchNorm2d(44)  # 88
+        self.conv8 = nn.Conv2d(44, 10, 1, bias=False)  # 440 parameters
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm1(self.conv1(x)))  # (B, 6, 26, 26)
-        x = F.dropout2d(x, 0.001, self.training)
-        x = F.relu(self.norm2(self.conv2(x)))  # (B, 17, 24, 24)
-        x = F.dropout2d(x, 0.001, self.training)
-        x = F.max_pool2d(x, 2)  # (B, 17, 12, 12)
-        x = F.relu(self.norm3(self.conv3(x)))  # (B, 10, 12, 12)
-        x = F.dropout2d(x, 0.001, self.training)
-        x = F.relu(self.norm4(self.conv4(x)))  # (B, 13, 10, 10)
-        x = F.dropout2d(x, 0.001, self.training)
-        x = F.relu(self.norm5(self.conv5(x)))  # (B, 15, 8, 8)
-        x = F.dropout2d(x, 0.001, self.training)
-        x = F.relu(self.norm6(self.conv6(x)))  # (B, 20, 6, 6)
-        x = F.dropout2d(x, 0.001, self.training)
-        x = x.mean((2, 3), keepdim=True)  # (B, 20, 1, 1)
-        x = F.relu(self.norm7(self.conv7(x)))  # (B, 15, 1, 1)
-        x = F.dropout2d(x, 0.001, self.training)
-        x = self.conv8(x)  # (B, 10, 1, 1)
+        x = F.relu(self.norm1(self.conv1(x)))  # (B, 20, 26, 26)
+        x = F.relu(self.depthwise_norm2(self.depthwise2(x)))  # (B, 20, 24, 24)
+        x = F.relu(self.norm2(self.pointwise2(x)))  # (B, 24, 24, 24)
+        x = F.relu(self.depthwise_norm3(self.depthwise3(x)))  # (B, 24, 22, 22)
+        x = F.relu(self.norm3(self.pointwise3(x)))  # (B, 44, 22, 22)
+        x = F.max_pool2d(x, 2)  # (B, 44, 11, 11)
+        x = self.conv4(x)  # (B, 22, 11, 11)
+        x = F.relu(self.depthwise_norm5(self.depthwise5(x)))  # (B, 22, 9, 9)
+        x = F.relu(self.norm5(self.pointwise5(x)))  # (B, 24, 9, 9)
+        x = F.relu(self.depthwise_norm6(self.depthwise6(x)))  # (B, 24, 7, 7)
+        x = F.relu(self.norm6(self.pointwise6(x)))  # (B, 36, 7, 7)
+        x = F.relu(self.depthwise_norm7(self.depthwise7(x)))  # (B, 36, 5, 5)
+        x = F.relu(self.norm7(self.pointwise7(x)))  # (B, 44, 5, 5)
+        x = self.conv8(x)  # (B, 10, 5, 5)
+        x = x.mean((2, 3), keepdim=True)  # (B, 10, 1, 1)
         return x.flatten(1)
 
 
