@@ -437,7 +437,7 @@ def frontier_figure(points: list["Best"], dataset: Dataset = MNIST):
     axes.xaxis.set_minor_formatter(lambda n, _: "")
     axes.set_xticks([point.budget for point in points])
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="best")
     return figure
 
 
