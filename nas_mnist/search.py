@@ -114,7 +114,7 @@ def search(
     """Search until the study has `n_trials` trained trials. Events of all workers reach `on_event`.
 
     `run` is `run_workers`, or what does the same on other machines. `starts` are tried after the reference systems,
-    each once for its name.
+    each once.
 
     Raises `KeyboardInterrupt` when stopped; what was finished is kept, what was running is queued again.
     Raises `BudgetError`, `DataError` or `StudyError` before anything is written.
@@ -200,12 +200,13 @@ def _prepare_study(settings: SearchSettings, starts: Mapping[str, Parameters] | 
         found = study.load(storage, settings.study_name)
         found.set_user_attr(KEEP_WEIGHTS, settings.keep_weights)
         found.set_user_attr(COMMAND, settings.command)
-        references = _references(settings) if settings.warm_start else {}
         trials = found.get_trials(deepcopy=False)
+        if study.progress(trials).trained >= settings.n_trials:
+            return  # what is queued now would wait for good
+        references = _references(settings) if settings.warm_start else {}
         there = {trial.user_attrs.get("reference") for trial in trials}
-        wanted = study.progress(trials).trained < settings.n_trials  # else they would wait for good
         for name, parameters in _different({**references, **(starts or {})}, settings).items():
-            if wanted and name not in there:
+            if name not in there:
                 found.enqueue_trial(parameters, user_attrs={"reference": name})
 
 
