@@ -9,7 +9,7 @@ import postgresql
 import pytest
 import torch
 
-from nas_mnist import data
+from nas_mnist.data import images as data
 
 torch.set_num_threads(1)
 # A shell starts background jobs with Ctrl-C ignored, and whatever they start inherits that; the tests send it for real.
@@ -38,11 +38,11 @@ def _own_data_dir(request, monkeypatch):
 @pytest.fixture(scope="session")
 def retrained(data_dir, images):
     """A small network, trained a little on one seed, as `retrain` would return it."""
-    from nas_mnist.architecture import parse
-    from nas_mnist.network import build
-    from nas_mnist.retrain import Retrained, Run
-    from nas_mnist.space import Candidate
-    from nas_mnist.training import Recipe, train
+    from nas_mnist.model.architecture import parse
+    from nas_mnist.model.network import build
+    from nas_mnist.stages.retrain import Retrained, Run
+    from nas_mnist.study.space import Candidate
+    from nas_mnist.training.loop import Recipe, train
 
     candidate = Candidate(parse("c8 M c12 M c16 G c10k1- | dropout=0.02"), Recipe(epochs=3, learning_rate=0.3))
     network = build(candidate.architecture, seed=0)
@@ -55,7 +55,7 @@ def retrained(data_dir, images):
 @pytest.fixture(scope="session")
 def solution(retrained, data_dir, tmp_path_factory):
     """An exported folder."""
-    from nas_mnist.export import Source, export
+    from nas_mnist.solution.export import Source, export
 
     out = tmp_path_factory.mktemp("exported") / "solution"
     export(retrained, Source("studies/x.db", "nas-mnist", 100), data_dir, out)

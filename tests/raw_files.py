@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nas_mnist.datasets import Dataset
+from nas_mnist.data.datasets import Dataset
 
 
 def make(dataset: Dataset, seed: int = 0) -> list[np.ndarray]:

@@ -8,12 +8,13 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from nas_mnist import space, study
-from nas_mnist.confirm import Confirmed
-from nas_mnist.retrain import Retrained, Run
-from nas_mnist.search import SearchSettings
-from nas_mnist.storage import Storage
-from nas_mnist.training import EpochResult
+from nas_mnist.stages.confirm import Confirmed
+from nas_mnist.stages.retrain import Retrained, Run
+from nas_mnist.stages.search import SearchSettings
+from nas_mnist.study import shared as study
+from nas_mnist.study import space
+from nas_mnist.study.storage import Storage
+from nas_mnist.training.loop import EpochResult
 
 START = datetime(2026, 1, 5, 8, 0)
 MINUTE = timedelta(minutes=1)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from nas_mnist import confirm, predict, retrain, study
-from nas_mnist.storage import Storage
+from nas_mnist.solution import predict
+from nas_mnist.stages import confirm, retrain
+from nas_mnist.study import shared as study
+from nas_mnist.study.storage import Storage
 from nas_mnist.task import MAX_PARAMS, TARGET_ACCURACY
 
 ROOT = Path(__file__).parents[1]

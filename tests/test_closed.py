@@ -13,9 +13,10 @@ import psutil
 import pytest
 
 import nas_mnist
-from nas_mnist import cli, study
+from nas_mnist.cli import main as cli
 from nas_mnist.errors import shown
-from nas_mnist.storage import Storage
+from nas_mnist.study import shared as study
+from nas_mnist.study.storage import Storage
 
 SOURCES = sorted(Path(nas_mnist.__file__).parent.glob("**/*.py"))
 PASSWORD = "s3cr#t p@ss/w:rd"
@@ -65,7 +66,7 @@ def refuse(*arguments, **_):
 pickle.load = pickle.loads = refuse
 if len(sys.argv) == 1:
     pickle.loads(pickle.dumps(1))
-from nas_mnist import cli
+from nas_mnist.cli import main as cli
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -191,7 +192,7 @@ def test_what_is_printed_to_go_on_never_tells_the_password(capsys):
 
 
 def test_solution_never_tells_the_password(retrained, data_dir, tmp_path):
-    from nas_mnist.export import Source, export
+    from nas_mnist.solution.export import Source, export
 
     source = Source(str(Storage.parse(URLS[0])), "nas-mnist", 100)
     export(retrained, source, data_dir, tmp_path / "solution")
@@ -200,7 +201,7 @@ def test_solution_never_tells_the_password(retrained, data_dir, tmp_path):
 
 
 def test_environment_is_no_part_of_what_is_recorded(retrained, data_dir, tmp_path, monkeypatch):
-    from nas_mnist.export import Source, export
+    from nas_mnist.solution.export import Source, export
 
     monkeypatch.setitem(os.environ, "PGPASSWORD", PASSWORD)
     record = export(retrained, Source("s", "nas-mnist", 1), data_dir, tmp_path / "solution")

@@ -19,14 +19,19 @@ import pytest
 from host import wait_for
 from optuna.trial import TrialState
 
-from nas_mnist import errors, export, ownership, report, retrain, study
-from nas_mnist.architecture import parse
-from nas_mnist.artifacts import Artifacts
-from nas_mnist.network import build
-from nas_mnist.signals import stopped_once
-from nas_mnist.storage import LOCK_TIMEOUT_SECONDS, Storage, experimental
-from nas_mnist.study import SharedStudy
-from nas_mnist.workers import Progress, Worker, WorkerDied, WorkerFailed, run_workers
+from nas_mnist import errors
+from nas_mnist.model.architecture import parse
+from nas_mnist.model.network import build
+from nas_mnist.solution import export
+from nas_mnist.stages import retrain
+from nas_mnist.study import ownership
+from nas_mnist.study import shared as study
+from nas_mnist.study.artifacts import Artifacts
+from nas_mnist.study.shared import SharedStudy
+from nas_mnist.study.storage import LOCK_TIMEOUT_SECONDS, Storage, experimental
+from nas_mnist.views import tables as report
+from nas_mnist.workers.local import Progress, Worker, WorkerDied, WorkerFailed, run_workers
+from nas_mnist.workers.signals import stopped_once
 
 TWO = [Worker(0, "cpu"), Worker(1, "cpu")]
 
@@ -335,7 +340,7 @@ def test_database_that_another_program_locks_for_a_while_costs_nothing(storage):
 
 
 def test_database_that_stays_locked_is_one_clear_line(storage, monkeypatch):
-    monkeypatch.setattr("nas_mnist.storage.LOCK_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("nas_mnist.study.storage.LOCK_TIMEOUT_SECONDS", 0.2)
     found = study.load(storage.open(), "s")
     with locked(storage, 60) as other:
         with pytest.raises(optuna.exceptions.StorageInternalError) as error:

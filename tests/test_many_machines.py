@@ -20,11 +20,13 @@ from host import wait_for
 from optuna.trial import TrialState
 from postgresql import PASSWORD
 
-from nas_mnist import cli, ownership, study
+from nas_mnist.cli import main as cli
 from nas_mnist.errors import StudyError
-from nas_mnist.storage import STORAGE_ERRORS, Outage, OutageEnded, Storage, _PatientConnect
-from nas_mnist.study import SharedStudy
-from nas_mnist.workers import Worker, WorkerDied, run_workers
+from nas_mnist.study import ownership
+from nas_mnist.study import shared as study
+from nas_mnist.study.shared import SharedStudy
+from nas_mnist.study.storage import STORAGE_ERRORS, Outage, OutageEnded, Storage, _PatientConnect
+from nas_mnist.workers.local import Worker, WorkerDied, run_workers
 
 QUICK = ["--trials", "4", "--epochs", "2", "--train-images", "300", "--workers", "1", "--no-warm-start"]
 
@@ -272,7 +274,7 @@ def test_lock_that_the_server_lost_does_not_pass_for_one_that_was_held(postgresq
 
 def test_lock_is_held_by_one_connection_at_a_time_and_freed_by_the_death_of_its_holder(storage):
     script = (
-        "import sys, time\nfrom nas_mnist.storage import Storage\n"
+        "import sys, time\nfrom nas_mnist.study.storage import Storage\n"
         "with Storage(sys.argv[1]).lock():\n print(1, flush=True)\n time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script, storage.url], stdout=subprocess.PIPE) as process:

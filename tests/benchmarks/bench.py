@@ -26,11 +26,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import nas_mnist
-from nas_mnist import data, datasets, kernels
-from nas_mnist.architecture import Architecture, Conv, MaxPool, parse
-from nas_mnist.augment import Augmentation, augment
-from nas_mnist.network import build
-from nas_mnist.training import Recipe, make_optimizer, train
+from nas_mnist.data import datasets
+from nas_mnist.data import images as data
+from nas_mnist.kernels import operations as kernels
+from nas_mnist.model.architecture import Architecture, Conv, MaxPool, parse
+from nas_mnist.model.network import build
+from nas_mnist.training.augmentation import Augmentation, augment
+from nas_mnist.training.loop import Recipe, make_optimizer, train
 
 NORMALISATION = datasets.MNIST.normalisation
 
@@ -50,7 +52,7 @@ def main() -> None:
     root = Path(tempfile.mkdtemp(prefix="nas-mnist-bench-"))
     try:
         data.prepare(root)
-        shutil.copytree(Path(nas_mnist.__file__).parent / "mnist", root / "MNIST" / "raw")
+        shutil.copytree(Path(nas_mnist.__file__).parent / "data" / "mnist", root / "MNIST" / "raw")
         import torchvision.datasets  # not at the top: the package's workers, whose memory is measured, do without
 
         torchvision.datasets.MNIST(root, download=True)  # unpacks what lies there

@@ -18,8 +18,9 @@ import optuna
 from rich.console import Console
 from rich.table import Table
 
-from nas_mnist import space, study
-from nas_mnist.storage import Storage
+from nas_mnist.study import shared as study
+from nas_mnist.study import space
+from nas_mnist.study.storage import Storage
 
 sys.path.append(str(Path(__file__).parents[1]))
 import postgresql

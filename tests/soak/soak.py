@@ -30,9 +30,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from nas_mnist import ownership, predict, study
 from nas_mnist.errors import NasMnistError
-from nas_mnist.storage import Storage
+from nas_mnist.solution import predict
+from nas_mnist.study import ownership
+from nas_mnist.study import shared as study
+from nas_mnist.study.storage import Storage
 
 TRIALS_A_ROUND, FAULTS_A_ROUND, WORKERS, EPOCHS = 5, 4, 2, 2
 DISK_BYTES = 32_000_000

@@ -1,0 +1,4 @@
+"""What runs on a CPU: the operations of a training step, compiled for all networks at once.
+
+Imports nothing of the package.
+"""

@@ -1,0 +1,194 @@
+"""Architecture → `torch.nn.Module`."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nas_mnist.kernels import operations as kernels
+from nas_mnist.model.architecture import Architecture, Conv, MaxPool
+
+
+class Dropout(nn.Module):
+    """Dropout of whole channels, or of single elements, from an explicit generator: (B, C, H, W) → (B, C, H, W).
+
+    Channels are the default: a mask of B×C numbers is drawn where an element-wise one needs B×C×H×W.
+    """
+
+    def __init__(self, rate: float, elementwise: bool):
+        super().__init__()
+        self.rate = rate
+        self.elementwise = elementwise
+        self.generator: torch.Generator | None = None
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}, elementwise={self.elementwise}"
+
+    def mask(self, x: Tensor) -> Tensor:
+        """0 or 1/keep for each channel (B, C, 1, 1), or for each element of `x`."""
+        keep = 1 - self.rate
+        shape = x.shape if self.elementwise else (*x.shape[:2], 1, 1)
+        mask = torch.empty(shape, device=x.device)  # float32, contiguous: the draws depend on the shape of x alone
+        return mask.bernoulli_(keep, generator=self.generator).div_(keep).to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.mask(x) if self.training and self.rate > 0 else x
+
+
+class NormAct(nn.Module):
+    """What follows a convolution: norm and ReLU in either order, then dropout: (B, C, H, W) → (B, C, H, W)."""
+
+    def __init__(self, channels: int, *, norm: bool, norm_first: bool, dropout: float, elementwise: bool):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels) if norm else None
+        self.norm_first = norm_first
+        self.dropout = Dropout(dropout, elementwise)
+
+    def extra_repr(self) -> str:
+        return "norm → ReLU" if self.norm_first else "ReLU → norm"
+
+    def forward(self, x: Tensor, pool: bool = False) -> Tensor:
+        """With `pool`, the 2×2 max-pool that stands behind is done here too."""
+        if _has_kernels(self, x) and self.norm and not (self.dropout.elementwise and self.dropout.rate > 0):
+            mask = self.dropout.mask(x).flatten(1) if self.dropout.rate > 0 else None
+            return kernels.norm_relu(x, self.norm, mask, norm_first=self.norm_first, pool=pool)
+        if self.norm is None:
+            x = F.relu(x)
+        elif self.norm_first:
+            x = F.relu(self.norm(x))
+        else:
+            x = self.norm(F.relu(x))
+        x = self.dropout(x)
+        return F.max_pool2d(x, 2) if pool else x
+
+
+class Conv2d(nn.Conv2d):  # torchinfo counts the multiply-adds of a class by the "Conv" in its name
+    """(B, C, H, W) → (B, C', H', W')."""
+
+    def reset_parameters(self) -> None:
+        """Left to `build`: PyTorch would draw from the global generator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if _has_kernels(self, x):
+            return kernels.convolve(x, self.weight, self.bias, stride=self.stride[0], padding=self.padding[0])
+        return super().forward(x)
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """The largest of 2×2, an odd last row or column left out: (B, C, H, W) → (B, C, H // 2, W // 2)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.max_pool(x) if _has_kernels(self, x) else super().forward(x)
+
+
+class Block(nn.Sequential):
+    """A convolution and what follows it, up to the next token of the line."""
+
+    def forward(self, x: Tensor, pool: bool = False) -> Tensor:
+        *first, last = self
+        for module in first:
+            x = module(x)
+        return last(x, pool=True) if pool else last(x)
+
+    @property
+    def can_pool(self) -> bool:
+        return isinstance(self[-1], NormAct)
+
+
+class GlobalPool(nn.Module):
+    """The mean over the map: (B, C, H, W) → (B, C, 1, 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True)
+
+
+class Network(nn.Sequential):
+    """A built architecture: images (B, 1, 28, 28), float32, normalised → logits (B, 10).
+
+    One child for each token of the notation line, in its order.
+    """
+
+    def __init__(self, architecture: Architecture):
+        super().__init__(*_children(architecture))
+        self.architecture = architecture
+
+    def forward(self, x: Tensor) -> Tensor:
+        children = list(self)
+        pooled = False  # already, by the block before
+        for child, following in zip(children, [*children[1:], None], strict=True):
+            if pooled:
+                pooled = False
+                continue
+            pooled = self.training and isinstance(following, MaxPool2d) and getattr(child, "can_pool", False)
+            x = child(x, pool=True) if pooled else child(x)
+        return x.flatten(1)
+
+    def draw_from(self, generator: torch.Generator) -> None:
+        """Draw every dropout mask from this generator; it lives on the network's device."""
+        for module in self.modules():
+            if isinstance(module, Dropout):
+                module.generator = generator
+
+
+def _has_kernels(module: nn.Module, x: Tensor) -> bool:
+    """The one place where the fast path is chosen: training on a CPU, in float32."""
+    return module.training and x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def _children(architecture: Architecture) -> list[nn.Module]:
+    last_conv = max((i for i, layer in enumerate(architecture.layers) if isinstance(layer, Conv)), default=-1)
+    children = []
+    for i, (layer, shape) in enumerate(zip(architecture.layers, architecture.shapes, strict=True)):
+        if isinstance(layer, Conv):
+            dropout = 0.0 if i == last_conv else architecture.dropout
+            children.append(_convolution(layer, shape.in_channels, architecture, dropout))
+        else:
+            children.append(MaxPool2d(2) if isinstance(layer, MaxPool) else GlobalPool())
+    return children
+
+
+def _convolution(layer: Conv, in_channels: int, architecture: Architecture, dropout: float) -> Block:
+    def norm_act(channels: int, rate: float) -> list[nn.Module]:
+        if not layer.activation:
+            return []
+        return [
+            NormAct(
+                channels,
+                norm=layer.norm,
+                norm_first=architecture.norm_first,
+                dropout=rate,
+                elementwise=architecture.elementwise_dropout,
+            )
+        ]
+
+    size = {"kernel_size": layer.kernel, "stride": layer.stride, "padding": layer.padding}
+    if not layer.separable:
+        conv = Conv2d(in_channels, layer.channels, **size, bias=layer.bias)
+        return Block(conv, *norm_act(layer.channels, dropout))
+    depthwise = Conv2d(in_channels, in_channels, **size, groups=in_channels, bias=False)
+    pointwise = Conv2d(in_channels, layer.channels, 1, bias=layer.bias)
+    return Block(depthwise, *norm_act(in_channels, 0.0), pointwise, *norm_act(layer.channels, dropout))
+
+
+def build(architecture: Architecture, *, seed: int, device: torch.device | str = "cpu") -> Network:
+    """The network, initialised as PyTorch does by default but from a seed of its own, channels-last on the device."""
+    network = Network(architecture)  # on the CPU, so that every device starts from the same weights
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, Conv2d):
+            _initialise(module, generator)
+    return network.to(device, memory_format=torch.channels_last)
+
+
+def _initialise(conv: nn.Conv2d, generator: torch.Generator) -> None:
+    nn.init.kaiming_uniform_(conv.weight, a=math.sqrt(5), generator=generator)
+    if conv.bias is not None:
+        bound = 1 / math.sqrt(conv.weight[0].numel())
+        nn.init.uniform_(conv.bias, -bound, bound, generator=generator)
+
+
+def count_parameters(architecture: Architecture) -> int:
+    """Parameters of the built network, frozen ones included, buffers not; nothing is allocated."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in Network(architecture).parameters())

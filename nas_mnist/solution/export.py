@@ -1,0 +1,364 @@
+"""The solution as a folder that anyone can use without this package: module, weights, ONNX, page, model card, figures.
+
+The folder is made under another name beside its place and put there when it is whole. Nothing goes out that was not
+checked: the weights classify as many test images as retraining saw, and the generated module and the ONNX file give the
+logits of the trained network on the whole test set. The page needs a browser to be checked; the tests do that.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import safetensors.torch
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from nas_mnist.data.datasets import MNIST, Dataset
+from nas_mnist.data.images import Images, checksums, load_test, load_train, prepare
+from nas_mnist.errors import BudgetError, SolutionError
+from nas_mnist.model.network import Network, build, count_parameters
+from nas_mnist.solution import demo
+from nas_mnist.solution import model_card as card
+from nas_mnist.solution.codegen import generate, weight_names
+from nas_mnist.solution.predict import RECORD, WEIGHTS, seal
+from nas_mnist.stages.retrain import Retrained
+from nas_mnist.study import shared as study
+from nas_mnist.study.storage import Storage
+from nas_mnist.task import MAX_PARAMS, TARGET_ACCURACY
+from nas_mnist.training.augmentation import augment, normalise
+from nas_mnist.training.loop import predict
+from nas_mnist.views import figures
+
+OPSET = 18
+TOLERANCE = 1e-4  # of logits, between PyTorch and ONNX
+MAX_OTHERWISE = 5  # test images that another device than the one of the training may judge otherwise, by rounding
+N_SAMPLES, N_AUGMENTED_ROWS, N_VARIANTS = 40, 5, 7
+PACKAGES = ("nas-mnist", "torch", "optuna", "onnx", "onnxruntime")
+MODEL, ONNX, CARD = "model.py", "model.onnx", "README.md"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a solution comes from, as the model card tells it."""
+
+    storage: str
+    study_name: str
+    n_trials: int | None  # trained trials of the search; None without a search
+    identity: dict[str, Any] = field(default_factory=dict)  # what the search was asked for; see `study.Identity`
+
+    @staticmethod
+    def find(storage: Storage, study_name: str) -> "Source":
+        """What the storage knows of this search."""
+        opened = storage.open()
+        n_trials = study.count_trained(opened, study_name)
+        identity = {} if n_trials is None else study.load(opened, study_name).user_attrs.get("identity", {})
+        return Source(str(storage), study_name, n_trials, identity)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The test set as the exported network sees it, in order."""
+
+    images: Images
+    logits: Tensor  # (N, 10)
+
+    @property
+    def predictions(self) -> Tensor:
+        return self.logits.argmax(1)
+
+    @property
+    def wrong(self) -> Tensor:
+        """Positions of the misclassified images."""
+        return (self.predictions != self.images.labels).nonzero().flatten()
+
+    @property
+    def accuracy(self) -> float:
+        return (len(self.images) - len(self.wrong)) / len(self.images)
+
+
+def export(retrained: Retrained, source: Source, data_dir: Path, out: Path, *, force: bool = False) -> dict[str, Any]:
+    """Write the solution into the folder `out` and return what `solution.json` holds.
+
+    Raises `SolutionError` if the folder exists (unless `force` replaces an earlier solution), cannot be written, or if
+    a file of it does not do what the network does; `BudgetError` if the network is over the budget.
+    """
+    out = out.resolve()  # through a link, so that what is replaced is the folder and not the link
+    _check_place(out, force)
+    _check_budget(retrained)
+    prepare(data_dir, retrained.dataset)
+    network = build(retrained.candidate.architecture, seed=0)
+    network.load_state_dict(retrained.weights)
+    judged = _judge(network, load_test(data_dir, retrained.dataset))
+    _check_accuracy(retrained, judged)
+    try:
+        with _folder_beside(out) as temporary:
+            record = _write(retrained, network, source, judged, data_dir, temporary)
+            _put_in_place(temporary, out, force)
+    except OSError as error:
+        reason = error.strerror or error
+        raise SolutionError(f"{out} cannot be written ({reason}): make room or name another with --out") from error
+    return record
+
+
+@contextlib.contextmanager
+def _folder_beside(out: Path) -> Iterator[Path]:
+    """A new folder on the same disk, which is gone afterwards unless it was renamed."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(
+    retrained: Retrained, network: Network, source: Source, judged: Judged, data_dir: Path, folder: Path
+) -> dict[str, Any]:
+    model = _write_model(retrained, judged, folder)
+    _write_onnx(model, judged, folder / ONNX)
+    _write_figures(retrained, judged, load_train(data_dir, retrained.dataset), folder / "figures")
+    record = _record(retrained, source, judged, checksums(data_dir, retrained.dataset))
+    (folder / CARD).write_text(card.model_card(retrained, record), encoding="utf-8")
+    page = demo.page(network, record, retrained.dataset, judged.images, judged.predictions)
+    (folder / demo.PAGE).write_text(page, encoding="utf-8")
+    record["sha256"] = {p.relative_to(folder).as_posix(): _sha256(p) for p in _files(folder)}
+    record = seal(record)
+    (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return record
+
+
+def _check_place(out: Path, force: bool) -> None:
+    if not out.exists():
+        return
+    if not force:
+        raise SolutionError(f"{out} exists and is not overwritten: name another folder with --out, or give --force")
+    try:
+        written = {RECORD, *json.loads((out / RECORD).read_bytes())["sha256"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise SolutionError(
+            f"{out} is no exported solution, and only such a folder is replaced: name another with --out"
+        ) from None
+    there = (path.relative_to(out).as_posix() for path in _files(out) if "__pycache__" not in path.parts)
+    foreign = sorted(set(there) - written)
+    if foreign:
+        raise SolutionError(
+            f"{out} holds {foreign[0]}, which was not exported and would be lost: move it, or name another with --out"
+        )
+
+
+def _check_accuracy(retrained: Retrained, judged: Judged) -> None:
+    seen = retrained.runs[0].accuracy
+    if abs(judged.accuracy - seen) * len(judged.images) > MAX_OTHERWISE + 0.5:
+        raise SolutionError(
+            f"the weights must classify as retraining saw it, {seen:.2%} of the test set; they reach "
+            f"{judged.accuracy:.2%}: run `nas-mnist retrain` again in another --study"
+        )
+
+
+def _check_budget(retrained: Retrained) -> None:
+    n_parameters = count_parameters(retrained.candidate.architecture)
+    if n_parameters >= MAX_PARAMS:
+        raise BudgetError(
+            f"the network has {n_parameters:,} parameters; the limit is {MAX_PARAMS - 1:,}: choose another"
+        )
+
+
+def _put_in_place(temporary: Path, out: Path, force: bool) -> None:
+    """Rename the whole folder to `out`; with `force` an earlier one changes places with it, and is removed after."""
+    if not (force and out.exists()):
+        temporary.rename(out)
+    elif not _exchange(temporary, out):
+        aside = temporary.with_name(f"{temporary.name}-old")
+        out.rename(aside)
+        try:
+            temporary.rename(out)
+        except BaseException:
+            aside.rename(out)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step, so that whoever is killed leaves one or the other; False where that is not known.
+
+    See renameat2(2); Python has no function for it.
+    """
+    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "renameat2"):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def _judge(network: Network, test_images: Images) -> Judged:
+    return Judged(test_images, torch.cat([logits for logits, _ in predict(network, test_images)]))
+
+
+def _write_model(retrained: Retrained, judged: Judged, folder: Path) -> nn.Module:
+    """Write module and weights, and return the module's own model, which gives the network's logits."""
+    architecture = retrained.candidate.architecture
+    names = weight_names(architecture)
+    weights = {names[name]: tensor.contiguous() for name, tensor in retrained.weights.items()}
+    (folder / WEIGHTS).write_bytes(safetensors.torch.save(weights))  # save_file would make it private to its owner
+    size, accuracy = f"{architecture.n_parameters:,}", f"{judged.accuracy:.2%}"
+    dataset = retrained.dataset
+    headline = f"A network of {size} parameters for {dataset.title}: {accuracy} of the test set."
+    source = generate(architecture, headline, dataset, judged.images.normalisation)
+    (folder / MODEL).write_text(source, encoding="utf-8")
+    model = _import(folder / MODEL).load()
+    with torch.no_grad():
+        _check_logits(MODEL, torch.cat([model(x) for x in _batches(judged.images)]), judged)
+    return model
+
+
+def _import(path: Path):
+    spec = importlib.util.spec_from_file_location("exported_model", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    shutil.rmtree(path.parent / "__pycache__", ignore_errors=True)
+    return module
+
+
+def _batches(images: Images):
+    return (normalise(pixels, images.normalisation) for pixels, _ in images.batches(1000))
+
+
+def _check_logits(name: str, logits: Tensor, judged: Judged) -> None:
+    difference = (logits - judged.logits).abs().max().item()
+    if not difference <= TOLERANCE or not torch.equal(logits.argmax(1), judged.predictions):
+        raise SolutionError(
+            f"{name} must give the network's logits within {TOLERANCE:g}; they differ by {difference:.2g}"
+        )
+
+
+def _write_onnx(model: nn.Module, judged: Judged, path: Path) -> None:
+    """Write the ONNX file with any batch size, and run it in onnxruntime over the whole test set."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(None):
+        warnings.simplefilter("ignore")  # of the exporter, about its own parts
+        program = torch.onnx.export(
+            model,
+            (torch.zeros(2, 1, 28, 28),),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes={"x": {0: torch.export.Dim("batch")}},
+            verbose=False,
+        )
+    onnx.save(_without_traces(program.model_proto), path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    logits = [session.run(None, {"images": images.numpy()})[0] for images in _batches(judged.images)]
+    _check_logits(ONNX, torch.from_numpy(np.concatenate(logits)), judged)
+
+
+def _without_traces(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The exporter notes for every node the files and lines it comes from, on the machine that it ran on."""
+    graph = proto.graph
+    for part in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("metadata_props")
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def _write_figures(retrained: Retrained, judged: Judged, train_images: Images, folder: Path) -> None:
+    folder.mkdir()
+    labels, wrong = judged.images.labels, judged.wrong
+    classes, pixels = retrained.dataset.classes, judged.images.pixels
+    title = f"all {len(wrong)} misclassified test images: true → predicted"
+    samples = torch.arange(N_SAMPLES) * (len(train_images) // N_SAMPLES)
+    drawn: dict[str, Figure] = {
+        "curves": figures.curves([r.epochs for r in retrained.runs], "test", _target(retrained.dataset)),
+        "confusion": figures.confusion(labels, judged.predictions, classes),
+        "misclassified": figures.mistakes(pixels, labels, judged.predictions, wrong, classes, title),
+        "samples": figures.gallery(
+            train_images.pixels[samples], [classes[i] for i in train_images.labels[samples]], "training images"
+        ),
+        "augmented": _augmented(retrained, train_images),
+    }
+    for name, figure in drawn.items():
+        figure.savefig(folder / f"{name}.png", dpi=150)
+
+
+def _target(dataset: Dataset) -> float | None:
+    """The task's, which is MNIST's."""
+    return TARGET_ACCURACY if dataset == MNIST else None
+
+
+def _augmented(retrained: Retrained, train_images: Images) -> Figure:
+    pixels = train_images.pixels[: 2 * N_AUGMENTED_ROWS : 2]
+    generator = torch.Generator().manual_seed(0)
+    augmentation = retrained.candidate.recipe.augmentation
+    like = train_images.normalisation
+    variants = [augment(pixels, augmentation, like, generator)[:, 0] * like.std + like.mean for _ in range(N_VARIANTS)]
+    return figures.augmented(pixels, variants)
+
+
+def _record(retrained: Retrained, source: Source, judged: Judged, data_md5: dict[str, str]) -> dict[str, Any]:
+    """What `solution.json` holds: accuracies as fractions, times in seconds."""
+    verdict = retrained.verdict
+    return {
+        **retrained.candidate.to_dict(),
+        "n_parameters": verdict.n_parameters,
+        "n_macs": retrained.candidate.architecture.n_macs,
+        "receptive_field": retrained.candidate.architecture.receptive_field,
+        "task_fulfilled": verdict.fulfilled,
+        "test_accuracy": judged.accuracy,
+        "n_train_images": retrained.n_train_images,
+        "exported_seed": retrained.runs[0].seed,
+        "diverged_seeds": list(retrained.diverged),
+        "mean_test_accuracy": retrained.mean,
+        "standard_deviation": retrained.standard_deviation,
+        "runs": [asdict(run) for run in retrained.runs],
+        "search": {**asdict(source), "trial": retrained.trial, "score": retrained.search_score},
+        "confirmation": retrained.confirmation,
+        "onnx": {"opset": OPSET, "input": "images", "output": "logits"},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "device": retrained.runs[0].device,
+        "git_commit": _git_commit(),
+        "dataset": retrained.dataset.name,
+        "normalisation": asdict(judged.images.normalisation),
+        "classes": list(retrained.dataset.classes),
+        "data_md5": data_md5,
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of this package's source, with `-dirty` behind it if that was changed; None if it is no checkout."""
+    source = Path(__file__)
+    tracked = ["ls-files", "--error-unmatch", source.name]  # the package may lie in another project's environment
+    commit = ["describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
+    try:
+        for arguments in (tracked, commit):
+            command = ["git", "-C", str(source.parent), *arguments]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,4 @@
+"""One file a stage of the way: trial, search, confirm, retrain, baselines, frontier.
+
+Imports `workers` and what lies below it.
+"""

@@ -1,0 +1,213 @@
+"""The best candidates of a search once more, on fresh folds and seeds: a search's best score is partly luck.
+
+Every candidate is trained on the same (fold, seed) pairs, so that candidates are compared pair by pair. One that is
+hopelessly behind the best is given up by a paired test (Optuna's WilcoxonPruner), and so is one whose training
+diverges, which counts as an accuracy of 0.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import optuna
+import torch
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import wilcoxon
+
+from nas_mnist.data.datasets import MNIST, Dataset
+from nas_mnist.data.images import CONFIRM_PARTITION, Images, fold, load_train, prepare
+from nas_mnist.errors import StudyError, TrainingDiverged
+from nas_mnist.model.network import build, count_parameters
+from nas_mnist.stages import search
+from nas_mnist.stages.planned import Job, JobStarted, Objective, Queue, job_of, run_jobs
+from nas_mnist.stages.trial import EpochTrained, record
+from nas_mnist.study import shared as study
+from nas_mnist.study.space import Candidate
+from nas_mnist.study.storage import Storage, experimental
+from nas_mnist.training.loop import final_accuracy, train
+from nas_mnist.workers.local import Send, Worker
+
+GIVE_UP_P = 0.1  # one-sided: a candidate that is behind the best with less doubt than this is given up
+PAIRS_BEFORE_GIVING_UP = 3
+SIGNIFICANT_P = 0.05
+
+
+@dataclass(frozen=True)
+class ConfirmSettings:
+    """Which candidates to confirm and how thoroughly; kept in `<study>-confirm`, beside the search."""
+
+    storage: Storage
+    study_name: str = "nas-mnist"
+    top: int = 8
+    n_folds: int = 6
+    n_seeds: int = 1
+    train_images: int | None = None  # of each fold, for a quick look; None: all
+    data_dir: Path = Path()
+    dataset: Dataset = MNIST  # that of the search
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """(fold, seed), every fold with the first seed before the second: comparable however early it ends."""
+        return [(k, seed) for seed in range(self.n_seeds) for k in range(self.n_folds)]
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """A candidate's accuracies on fresh folds and seeds, as fractions, in the order of the pairs."""
+
+    trial: int  # of the search
+    architecture: str
+    n_parameters: int
+    search_score: float
+    accuracies: tuple[float, ...]
+    folds: int
+    seeds: int
+    given_up: bool
+
+    @property
+    def mean(self) -> float:
+        return mean(self.accuracies)
+
+    @property
+    def standard_deviation(self) -> float | None:
+        """Between pairs; None for fewer than two."""
+        return stdev(self.accuracies) if len(self.accuracies) > 1 else None
+
+    @property
+    def optimism(self) -> float:
+        """How much better the search believed it to be."""
+        return self.search_score - self.mean
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; accuracies as fractions."""
+        derived = {
+            "mean": self.mean,
+            "standard_deviation": self.standard_deviation,
+            "n": len(self.accuracies),
+            "optimism": self.optimism,
+        }
+        return asdict(self) | {"accuracies": list(self.accuracies)} | derived
+
+
+def confirm(
+    settings: ConfirmSettings, workers: list[Worker], on_event: Callable[[Worker | None, Any], None]
+) -> list[Confirmed]:
+    """Train the best candidates on every pair that is missing, and rank them by their mean.
+
+    Raises `StudyError` if the search has no finished candidate or is of another dataset, or if it was confirmed with
+    other folds.
+    """
+    found = study.load(settings.storage.open(), settings.study_name)
+    study.dataset_of(settings.storage, settings.study_name, settings.dataset)
+    best = search.leaderboard(found.get_trials(deepcopy=False))[: settings.top]
+    if not best:
+        raise StudyError(
+            f"study {settings.study_name!r} has no finished candidate to confirm: run `nas-mnist search` first"
+        )
+    prepare(settings.data_dir, settings.dataset)
+    with experimental():
+        pruner = optuna.pruners.WilcoxonPruner(p_threshold=GIVE_UP_P, n_startup_steps=PAIRS_BEFORE_GIVING_UP)
+    run_jobs(_queue(settings, best), partial(_prepare, settings), workers, on_event, pruner=pruner)
+    return ranking(settings.storage.open(), settings.study_name)
+
+
+def ranking(storage: RDBStorage, study_name: str) -> list[Confirmed]:
+    """All confirmed candidates of a search, the best mean first and those given up behind; empty if there are none."""
+    name = f"{study_name}-confirm"
+    if name not in study.names(storage):
+        return []
+    trials = study.load(storage, name).get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    return sorted((_confirmed(trial) for trial in trials), key=lambda c: (c.given_up, -c.mean))
+
+
+def lead(first: Confirmed, second: Confirmed) -> float | None:
+    """The p-value that `first` is ahead of `second` by chance: one-sided Wilcoxon test over their common pairs.
+
+    None if they have no pair in which they differ.
+    """
+    n = min(len(first.accuracies), len(second.accuracies))
+    differences = [a - b for a, b in zip(first.accuracies[:n], second.accuracies[:n], strict=True)]
+    return float(wilcoxon(differences, alternative="greater").pvalue) if any(differences) else None
+
+
+def _queue(settings: ConfirmSettings, best: tuple[FrozenTrial, ...]) -> Queue:
+    jobs = tuple(
+        {
+            "trial": trial.number,
+            "search_score": trial.value,
+            "candidate": {name: trial.user_attrs[name] for name in ("architecture", "recipe")},
+        }
+        for trial in best
+    )
+    identity = {
+        "dataset": settings.dataset.name,
+        "folds": settings.n_folds,
+        "seeds": settings.n_seeds,
+        "train_images": settings.train_images,
+        "partition": CONFIRM_PARTITION,
+    }
+    return Queue(settings.storage, f"{settings.study_name}-confirm", "mean validation accuracy", identity, jobs)
+
+
+def _confirmed(trial: FrozenTrial) -> Confirmed:
+    job, attributes = job_of(trial), trial.user_attrs
+    return Confirmed(
+        trial=job["trial"],
+        architecture=attributes["architecture"],
+        n_parameters=attributes["n_parameters"],
+        search_score=job["search_score"],
+        accuracies=tuple(attributes["accuracies"]),
+        folds=attributes["folds"],
+        seeds=attributes["seeds"],
+        given_up=trial.state == TrialState.PRUNED,
+    )
+
+
+def _prepare(settings: ConfirmSettings, device_name: str) -> Objective:
+    device = torch.device(device_name)
+    return partial(_train, settings, load_train(settings.data_dir, settings.dataset).to(device), device)
+
+
+def _train(
+    settings: ConfirmSettings, images: Images, device: torch.device, trial: optuna.Trial, job: Job, send: Send
+) -> float:
+    """One candidate on every pair; a retried trial brings the accuracies of the pairs it had finished along."""
+    candidate = Candidate.from_dict(job["candidate"])
+    record(trial, candidate, count_parameters(candidate.architecture), None, device)
+    trial.set_user_attr("folds", settings.n_folds)
+    trial.set_user_attr("seeds", settings.n_seeds)
+    accuracies: list[float] = list(trial.user_attrs.get("accuracies", []))
+    for step, (number, seed) in enumerate(settings.pairs):
+        send(JobStarted(trial.number, f"trial {job['trial']}, fold {number + 1}, seed {seed}"))
+        if step == len(accuracies):
+            try:
+                accuracies.append(_train_pair(settings, candidate, images, number, seed, trial.number, send))
+            except TrainingDiverged as error:
+                trial.set_user_attr("accuracies", [*accuracies, 0.0])
+                trial.set_user_attr("reason", str(error))
+                raise optuna.TrialPruned(str(error)) from None
+            trial.set_user_attr("accuracies", accuracies)
+        trial.report(accuracies[step], step)
+        if step + 1 < len(settings.pairs) and trial.should_prune():
+            raise optuna.TrialPruned("behind the best candidate")
+    return mean(accuracies)
+
+
+def _train_pair(
+    settings: ConfirmSettings, candidate: Candidate, images: Images, number: int, seed: int, trial: int, send: Send
+) -> float:
+    """The objective of the search on one fold: the mean validation accuracy of the last two epochs."""
+    split = fold(images, number, partition=CONFIRM_PARTITION, n_folds=settings.n_folds)
+    train_images = split.train
+    if settings.train_images:
+        train_images = train_images.part(train_images.indices[:: max(1, len(train_images) // settings.train_images)])
+    network = build(candidate.architecture, seed=seed, device=images.labels.device)
+    val_accuracies = []
+    for epoch in train(network, candidate.recipe, train_images, split.val, seed=seed):
+        val_accuracies.append(epoch.val_accuracy)
+        send(EpochTrained(trial, epoch))
+    return final_accuracy(val_accuracies)

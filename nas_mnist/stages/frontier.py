@@ -1,0 +1,97 @@
+"""The best confirmed network under each of several budgets: what accuracy costs in parameters.
+
+Each budget has a search of its own, so that every draw is spent on networks of that size; a study that is there already
+with this budget is gone on with. The largest comes first: its best networks, narrowed, are tried under the next. What a
+small budget yields also competes under the larger ones.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nas_mnist.stages import confirm, search
+from nas_mnist.stages.confirm import Confirmed, ConfirmSettings
+from nas_mnist.stages.search import SearchSettings
+from nas_mnist.study import shared as study
+from nas_mnist.study.space import Parameters
+from nas_mnist.workers.local import Worker, run_workers
+
+N_HANDED_DOWN = 2  # from each budget to the next
+
+OnEvent = Callable[[Worker | None, Any], None]
+
+
+@dataclass(frozen=True)
+class FrontierSettings:
+    """The search and the confirmation that every budget gets; their study's own budget is reused."""
+
+    search: SearchSettings
+    confirm: ConfirmSettings
+    budgets: tuple[int, ...]
+
+    def searches(self) -> list[SearchSettings]:
+        """One for each budget, the smallest first, in studies named after it."""
+        own = _own_budget(self.search)
+        return [
+            replace(
+                self.search,
+                max_params=budget,
+                study_name=self.search.study_name if budget == own else f"{self.search.study_name}-{budget}",
+            )
+            for budget in sorted(set(self.budgets))
+        ]
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best confirmed network with fewer than `budget` parameters, and the study it was found in."""
+
+    budget: int
+    study_name: str
+    confirmed: Confirmed
+
+
+def frontier(
+    settings: FrontierSettings,
+    workers: list[Worker],
+    follow: Callable[[SearchSettings | ConfirmSettings], AbstractContextManager[OnEvent]],
+    run: Callable[..., None] = run_workers,
+) -> list[Best]:
+    """Search and confirm under each budget what is missing, and return the best under each, the smallest first.
+
+    `follow` gives the consumer of events of each search and each confirmation. Raises as `search.search` and
+    `confirm.confirm` do; `BudgetError` before anything is trained.
+    """
+    for budget in settings.budgets:
+        search.check_budget(budget)
+    found: list[Best] = []
+    handed_down: dict[str, Parameters] = {}
+    for searched in reversed(settings.searches()):
+        with follow(searched) as on_event:
+            search.search(searched, workers, on_event, run, handed_down)
+        confirmed = replace(settings.confirm, study_name=searched.study_name)
+        with follow(confirmed) as on_event:
+            ranking = [c for c in confirm.confirm(confirmed, workers, on_event) if not c.given_up]
+        found += [Best(searched.max_params, searched.study_name, c) for c in ranking]
+        handed_down = _hand_down(searched, ranking[:N_HANDED_DOWN])
+    points = (best_under(searched.max_params, found) for searched in settings.searches())
+    return [point for point in points if point]
+
+
+def _hand_down(searched: SearchSettings, best: list[Confirmed]) -> dict[str, Parameters]:
+    trials = study.load(searched.storage.open(), searched.study_name).get_trials(deepcopy=False)
+    return {f"trial {c.trial} of study {searched.study_name}": trials[c.trial].params for c in best}
+
+
+def best_under(budget: int, found: Iterable[Best]) -> Best | None:
+    """The best of those with fewer parameters, whichever search found it; None if the training of all diverged."""
+    fitting = [best for best in found if best.confirmed.n_parameters < budget]
+    best = max(fitting, key=lambda best: best.confirmed.mean, default=None)
+    return best and replace(best, budget=budget)
+
+
+def _own_budget(settings: SearchSettings) -> int:
+    """That of the study of this name if it is there, else the one asked for."""
+    identity = study.identity_of(settings.storage, settings.study_name) or {}
+    return identity.get("max_params", settings.max_params)

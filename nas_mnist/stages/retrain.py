@@ -1,0 +1,321 @@
+"""The chosen candidate, trained on all training images with several seeds; only here does it meet the test set.
+
+The test set is evaluated after every epoch for the record. What counts is the last epoch, never the best one, and the
+weights that are exported are those of the first seed, not of the best.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import optuna
+import torch
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+from torch import Tensor
+
+from nas_mnist.data.datasets import MNIST, Dataset
+from nas_mnist.data.images import Split, load_test, load_train, prepare, search_split
+from nas_mnist.errors import BudgetError, StudyError
+from nas_mnist.model.network import build, count_parameters
+from nas_mnist.stages import confirm
+from nas_mnist.stages.planned import FINISHED, Job, JobStarted, Objective, Queue, job_of, run_jobs
+from nas_mnist.stages.trial import record, train_and_report
+from nas_mnist.study import shared as study
+from nas_mnist.study.artifacts import Artifacts
+from nas_mnist.study.space import Candidate
+from nas_mnist.study.storage import Storage
+from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS, N_FINAL_EPOCHS, TARGET_ACCURACY
+from nas_mnist.training.loop import EpochResult
+from nas_mnist.workers.local import Send, Worker
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed. In its epochs `val_loss` and `val_accuracy` are of the test set."""
+
+    seed: int
+    epochs: tuple[EpochResult, ...]
+    seconds: float
+    device: str
+    versions: str
+
+    @property
+    def accuracy(self) -> float:
+        """Test accuracy of the last epoch, as a fraction."""
+        return self.epochs[-1].val_accuracy
+
+    @property
+    def worst_of_last(self) -> float:
+        """The worse of the last two epochs."""
+        return min(epoch.val_accuracy for epoch in self.epochs[-N_FINAL_EPOCHS:])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the task is fulfilled, and by how much."""
+
+    n_parameters: int
+    n_epochs: int
+    worst_of_last: float  # over all seeds
+    n_diverged: int = 0  # seeds that came to no accuracy at all
+    of_the_task: bool = True  # on MNIST; on another dataset nothing can fulfil it
+
+    @property
+    def few_parameters(self) -> bool:
+        return self.n_parameters < MAX_PARAMS
+
+    @property
+    def few_epochs(self) -> bool:
+        return self.n_epochs <= MAX_EPOCHS
+
+    @property
+    def accurate(self) -> bool:
+        return self.worst_of_last >= TARGET_ACCURACY
+
+    @property
+    def every_seed(self) -> bool:
+        return self.n_diverged == 0
+
+    @property
+    def fulfilled(self) -> bool | None:
+        """None on another dataset than that of the task."""
+        return bool(self) if self.of_the_task else None
+
+    def __bool__(self) -> bool:
+        return self.of_the_task and self.few_parameters and self.few_epochs and self.accurate and self.every_seed
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """A candidate and all its runs on all training images, or on fewer for a quick look."""
+
+    candidate: Candidate
+    trial: int | None  # of the search; None for an architecture that was named
+    search_score: float | None
+    confirmation: dict[str, Any] | None
+    runs: tuple[Run, ...]  # by seed, those that diverged left out
+    weights: dict[str, Tensor]  # of the first of them; none where only the results were asked for
+    diverged: tuple[int, ...] = ()  # seeds
+    n_train_images: int = MNIST.n_train_images
+    dataset: Dataset = MNIST
+
+    @property
+    def mean(self) -> float:
+        return mean(run.accuracy for run in self.runs)
+
+    @property
+    def standard_deviation(self) -> float | None:
+        """Between seeds; None for fewer than two."""
+        return stdev(run.accuracy for run in self.runs) if len(self.runs) > 1 else None
+
+    @property
+    def verdict(self) -> Verdict:
+        return Verdict(
+            count_parameters(self.candidate.architecture),
+            max(len(run.epochs) for run in self.runs),
+            min(run.worst_of_last for run in self.runs),
+            len(self.diverged),
+            self.dataset == MNIST,
+        )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The candidate to retrain, and how it was found."""
+
+    candidate: Candidate
+    trial: int | None = None
+    search_score: float | None = None
+    confirmation: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        return "architecture" if self.trial is None else f"trial {self.trial}"
+
+
+@dataclass(frozen=True)
+class RetrainSettings:
+    """What to retrain, how often, and where the results are kept: in `<study>-retrain`, beside the search."""
+
+    storage: Storage
+    chosen: Chosen
+    study_name: str = "nas-mnist"
+    n_seeds: int = 5
+    train_images: int | None = None  # None: all
+    data_dir: Path = Path()
+    dataset: Dataset = MNIST  # that of the search
+
+    @property
+    def retrain_study(self) -> str:
+        return f"{self.study_name}-retrain"
+
+    @property
+    def n_train_images(self) -> int:
+        return self.train_images or self.dataset.n_train_images
+
+    @property
+    def queue(self) -> Queue:
+        jobs = tuple({"candidate": self.chosen.candidate.to_dict(), "seed": seed} for seed in range(self.n_seeds))
+        identity = {"dataset": self.dataset.name, "train_images": self.n_train_images}
+        return Queue(self.storage, self.retrain_study, "test accuracy", identity, jobs)
+
+
+def choose(storage: Storage, study_name: str, trial: int | None = None) -> Chosen:
+    """The trial of this number, or else the winner of the confirmation.
+
+    Raises `StudyError` if there is neither.
+    """
+    opened = storage.open()
+    found = study.load(opened, study_name)
+    ranking = confirm.ranking(opened, study_name)
+    if trial is None:
+        if not ranking or ranking[0].given_up:
+            raise StudyError(
+                f"no candidate of study {study_name!r} is confirmed: run `nas-mnist confirm`, or name one with --trial"
+            )
+        trial = ranking[0].trial
+    confirmed = next((c for c in ranking if c.trial == trial), None)
+    frozen = study.find_trial(found, trial)
+    return Chosen(
+        Candidate.from_dict({name: frozen.user_attrs[name] for name in ("architecture", "recipe")}),
+        trial,
+        frozen.value if frozen.state == TrialState.COMPLETE else None,
+        confirmed.to_dict() if confirmed else None,
+    )
+
+
+def retrain(
+    settings: RetrainSettings, workers: list[Worker], on_event: Callable[[Worker | None, Any], None]
+) -> Retrained:
+    """Train the missing seeds and return what all of them have come to.
+
+    Raises `BudgetError` for a network over the budget of the task, `StudyError` for another dataset than that of the
+    search, before anything is trained.
+    """
+    n_parameters = count_parameters(settings.chosen.candidate.architecture)
+    if n_parameters >= MAX_PARAMS:
+        raise BudgetError(
+            f"architecture has {n_parameters:,} parameters; the limit is {MAX_PARAMS - 1:,}: reduce a width or a block"
+        )
+    study.dataset_of(settings.storage, settings.study_name, settings.dataset)
+    prepare(settings.data_dir, settings.dataset)
+    _split(settings)
+    run_jobs(settings.queue, partial(_prepare, settings), workers, on_event)
+    return load(settings.storage, settings.study_name, settings.chosen)
+
+
+def load(storage: Storage, study_name: str, chosen: Chosen | None = None) -> Retrained:
+    """The retraining of this candidate that is in the storage, by default that of the last one retrained.
+
+    Raises `StudyError` if it was never retrained.
+    """
+    opened = storage.open()
+    name = f"{study_name}-retrain"
+    if name not in study.names(opened):
+        raise StudyError(f"nothing of study {study_name!r} has been retrained: run `nas-mnist retrain` first")
+    found = study.load(opened, name)
+    ended = found.get_trials(deepcopy=False, states=FINISHED)
+    chosen = chosen or _last_chosen(ended)
+    own = _trials_of(chosen, ended) if chosen else []
+    complete = [trial for trial in own if trial.state == TrialState.COMPLETE]
+    if not complete:
+        raise _nothing_retrained(chosen, own)
+    return _retrained(found, chosen, own, _read_weights(storage, found, complete[0]))
+
+
+def results(opened: RDBStorage, study_name: str) -> list[Retrained]:
+    """Every candidate that was retrained, the last one first, without weights; those that always diverged left out."""
+    name = f"{study_name}-retrain"
+    if name not in study.names(opened):
+        return []
+    found = study.load(opened, name)
+    left, all_results = found.get_trials(deepcopy=False, states=FINISHED), []
+    while left:
+        chosen = _last_chosen(left)
+        own = _trials_of(chosen, left)
+        if any(trial.state == TrialState.COMPLETE for trial in own):
+            all_results.append(_retrained(found, chosen, own, {}))
+        left = [trial for trial in left if trial not in own]
+    return all_results
+
+
+def _trials_of(chosen: Chosen, ended: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Those of one candidate, by seed."""
+    own = [trial for trial in ended if Candidate.from_dict(job_of(trial)["candidate"]) == chosen.candidate]
+    return sorted(own, key=lambda trial: job_of(trial)["seed"])
+
+
+def _retrained(found: optuna.Study, chosen: Chosen, own: list[FrozenTrial], weights: dict[str, Tensor]) -> Retrained:
+    return Retrained(
+        chosen.candidate,
+        chosen.trial,
+        chosen.search_score,
+        chosen.confirmation,
+        tuple(_run(trial) for trial in own if trial.state == TrialState.COMPLETE),
+        weights,
+        tuple(job_of(trial)["seed"] for trial in own if trial.state != TrialState.COMPLETE),
+        found.user_attrs["identity"]["train_images"],
+        study.recorded_dataset(found.user_attrs["identity"]),
+    )
+
+
+def _nothing_retrained(chosen: Chosen | None, diverged: list[FrozenTrial]) -> StudyError:
+    name = chosen.name if chosen else "nothing"
+    if diverged:
+        return StudyError(f"{name} diverged with every seed ({len(diverged)}): retrain another with --trial")
+    return StudyError(f"{name} has not been retrained: run `nas-mnist retrain` first")
+
+
+def _last_chosen(ended: list[FrozenTrial]) -> Chosen | None:
+    if not ended:
+        return None
+    last = max(ended, key=lambda trial: trial.number)  # not by its time: the clock may have been set
+    return Chosen(Candidate.from_dict(job_of(last)["candidate"]), **last.user_attrs.get("chosen", {}))
+
+
+def _run(trial: FrozenTrial) -> Run:
+    attributes = trial.user_attrs
+    epochs = tuple(EpochResult(**epoch) for epoch in attributes["epochs"])
+    return Run(job_of(trial)["seed"], epochs, attributes["seconds"], attributes["device"], attributes["versions"])
+
+
+def _split(settings: RetrainSettings) -> Split:
+    """All training images, and in the place of validation images the test set."""
+    images = load_train(settings.data_dir, settings.dataset)
+    if settings.n_train_images != len(images):
+        images = search_split(images, settings.n_train_images).train
+    return Split(images, load_test(settings.data_dir, settings.dataset))
+
+
+def _prepare(settings: RetrainSettings, device_name: str) -> Objective:
+    device = torch.device(device_name)
+    split = _split(settings)
+    return partial(_train, settings, Split(split.train.to(device), split.val.to(device)), device)
+
+
+def _train(
+    settings: RetrainSettings, split: Split, device: torch.device, trial: optuna.Trial, job: Job, send: Send
+) -> float:
+    """One seed, from its job to the test accuracy of its last epoch; the weights are kept with the trial."""
+    candidate, seed = Candidate.from_dict(job["candidate"]), job["seed"]
+    record(trial, candidate, count_parameters(candidate.architecture), seed, device)
+    chosen = settings.chosen
+    if chosen.candidate == candidate:  # it may be a run of another one that was stopped, with a history of its own
+        history = {"trial": chosen.trial, "search_score": chosen.search_score, "confirmation": chosen.confirmation}
+        trial.set_user_attr("chosen", history)
+    send(JobStarted(trial.number, f"seed {seed}"))
+    network = build(candidate.architecture, seed=seed, device=device)
+    epochs = train_and_report(trial, network, candidate.recipe, split, seed, send)
+    Artifacts(trial.study, settings.storage.artifacts).add_weights(trial, network)
+    return epochs[-1].val_accuracy
+
+
+def _read_weights(storage: Storage, found: optuna.Study, trial: FrozenTrial) -> dict[str, Tensor]:
+    weights = Artifacts(found, storage.artifacts).weights_of(trial)
+    if weights is None:
+        raise StudyError(f"trial {trial.number} has no weights: run `nas-mnist retrain` again")
+    return weights

@@ -1,0 +1,297 @@
+"""The search: worker processes that draw candidates, train them, and report every epoch to the study."""
+
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+from optuna.trial import FrozenTrial
+
+from nas_mnist.data.datasets import MNIST, Dataset
+from nas_mnist.data.images import N_FOLDS, SEARCH_PARTITION, Split, load_train, n_search_images, prepare, search_split
+from nas_mnist.errors import ArchitectureError, BudgetError
+from nas_mnist.model import zoo
+from nas_mnist.model.architecture import Architecture
+from nas_mnist.model.network import build, count_parameters
+from nas_mnist.stages.trial import TrialStarted, WorkerDone, record, train_and_report, work_off
+from nas_mnist.study import shared as study
+from nas_mnist.study import space
+from nas_mnist.study.artifacts import Artifacts
+from nas_mnist.study.space import Candidate, Parameters
+from nas_mnist.study.storage import Storage
+from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
+from nas_mnist.training.loop import final_accuracy, find_mistakes
+from nas_mnist.workers.local import Send, Worker, run_workers
+from nas_mnist.workers.signals import stopped_once
+
+COMMAND = "command"  # attribute of the study: the last that worked on it
+KEEP_WEIGHTS = "keep_weights"  # attribute of the study: of how many candidates weights and pictures are kept
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What a search is asked to do."""
+
+    storage: Storage
+    study_name: str = "nas-mnist"
+    n_trials: int = 100  # trained trials in the study when it is done, earlier runs counted in
+    max_params: int = MAX_PARAMS  # a network has fewer
+    epochs: int = MAX_EPOCHS
+    train_images: int | None = None  # None: all of the split
+    data_dir: Path = Path()
+    dataset: Dataset = MNIST
+    optimizer: str = space.RECIPE.optimizer
+    seed: int = 0
+    prune: bool = True
+    warm_start: bool = True
+    keep_weights: int = 5  # candidates, the best
+
+    @property
+    def identity(self) -> study.Identity:
+        return study.Identity(
+            dataset=self.dataset.name,
+            max_params=self.max_params,
+            epochs=self.epochs,
+            train_images=self.train_images or n_search_images(self.dataset),
+            split=f"fold 0 of {N_FOLDS}, partition {SEARCH_PARTITION}",
+            optimizer=self.optimizer,
+            space=space.fingerprint(self.optimizer),
+        )
+
+    @property
+    def command(self) -> str:
+        """The command that asks for this, as people may see it."""
+        plain = SearchSettings(self.storage)
+        options = {
+            "storage": str(self.storage),
+            "study": self.study_name,
+            "trials": self.n_trials,
+            "max-params": self.max_params,
+            "epochs": self.epochs,
+            "train-images": self.train_images,
+            "dataset": self.dataset.name,
+            "optimizer": self.optimizer,
+            "seed": self.seed,
+        }
+        usual = {"study": self.dataset.study, "max-params": plain.max_params, "epochs": plain.epochs}
+        usual |= {"train-images": None, "dataset": MNIST.name, "optimizer": plain.optimizer, "seed": plain.seed}
+        words = [word for name, v in options.items() if v != usual.get(name, "") for word in (f"--{name}", str(v))]
+        switches = [f"--no-{name}" for name, on in (("prune", self.prune), ("warm-start", self.warm_start)) if not on]
+        return shlex.join(["nas-mnist", "search", *words, *switches])
+
+
+@dataclass(frozen=True)
+class SearchBegan:
+    """What earlier runs left in the study: how many trials are trained, and the best of them."""
+
+    n_trained: int
+    best: FrozenTrial | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a search has come to. Epochs are those of the whole study; seconds are this run's."""
+
+    progress: study.Progress
+    epochs_trained: int
+    epochs_saved: int  # by pruning
+    best: tuple[FrozenTrial, ...]
+    seconds: float
+    overhead: float | None  # share of the workers' time outside training; None if no worker trained and finished
+
+
+def search(
+    settings: SearchSettings,
+    workers: list[Worker],
+    on_event: Callable[[Worker | None, Any], None],
+    run: Callable[..., None] = run_workers,
+    starts: Mapping[str, Parameters] | None = None,
+) -> Summary:
+    """Search until the study has `n_trials` trained trials. Events of all workers reach `on_event`.
+
+    `run` is `run_workers`, or what does the same on other machines. `starts` are tried after the reference systems,
+    each once.
+
+    Raises `KeyboardInterrupt` when stopped; what was finished is kept, what was running is queued again.
+    Raises `BudgetError`, `DataError` or `StudyError` before anything is written.
+    """
+    start = time.perf_counter()
+    check_budget(settings.max_params)
+    prepare(settings.data_dir, settings.dataset)
+    search_split(load_train(settings.data_dir, settings.dataset), settings.train_images)
+    _prepare_study(settings, starts)
+    trials = study.load(settings.storage.open(), settings.study_name).get_trials(deepcopy=False)
+    on_event(None, SearchBegan(study.progress(trials).trained, next(iter(leaderboard(trials)), None)))
+    times: list[WorkerDone] = []
+
+    def note(worker: Worker | None, event: Any) -> None:
+        if isinstance(event, WorkerDone):
+            times.append(event)
+        on_event(worker, event)
+
+    with stopped_once():
+        try:
+            run(partial(_work, settings), workers, note)
+        finally:
+            study.take_back(settings.storage, settings.study_name)
+    return summarise(settings, time.perf_counter() - start, times)
+
+
+def check_budget(max_params: int) -> None:
+    """Raise `BudgetError` if no network of the space has fewer than `max_params` parameters."""
+    smallest = space.smallest_count()
+    if smallest >= max_params:
+        raise BudgetError(
+            f"a budget of fewer than {max_params:,} parameters cannot be met; the smallest network of the space has "
+            f"{smallest:,}: give --max-params {smallest + 1} or more"
+        )
+
+
+def summarise(settings: SearchSettings, seconds: float, times: list[WorkerDone]) -> Summary:
+    trials = study.load(settings.storage.open(), settings.study_name).get_trials(deepcopy=False)
+    trained = [trial for trial in trials if study.is_trained(trial)]
+    epochs = sum(len(trial.intermediate_values) for trial in trained)
+    training, total = sum(t.training_seconds for t in times), sum(t.total_seconds for t in times)
+    return Summary(
+        progress=study.progress(trials),
+        epochs_trained=epochs,
+        epochs_saved=len(trained) * settings.epochs - epochs,
+        best=leaderboard(trials)[:5],
+        seconds=seconds,
+        overhead=1 - training / total if training else None,
+    )
+
+
+def leaderboard(trials: list[FrozenTrial]) -> tuple[FrozenTrial, ...]:
+    """The trials that ran to their end, best first; pruned ones have no final accuracy."""
+    complete = [t for t in trials if t.state == optuna.trial.TrialState.COMPLETE and not study.is_over_budget(t)]
+    return tuple(sorted(complete, key=lambda trial: -trial.value))
+
+
+def leaderboard_entry(trial: FrozenTrial) -> dict[str, Any]:
+    """What `show --json` prints of a trial: accuracy as a fraction, times in seconds, one result for each epoch."""
+    return {"trial": trial.number, "accuracy": trial.value, **trial.user_attrs}
+
+
+def pruner(settings: SearchSettings) -> optuna.pruners.BasePruner:
+    """Stops a trial whose best epoch so far is in the lowest quarter of the finished trials', from epoch 6 on.
+
+    Only finished trials count, the elite: half of those as good as they are would be below their median, each time it
+    is asked. A one-cycle schedule also ranks early epochs badly among good candidates; the README has the figures.
+    """
+    if not settings.prune:
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.PercentilePruner(75, n_startup_trials=5, n_warmup_steps=6, n_min_trials=4)
+
+
+def _prepare_study(settings: SearchSettings, starts: Mapping[str, Parameters] | None = None) -> None:
+    storage = settings.storage.open(create=True)
+    with settings.storage.lock():
+        study.create(
+            storage,
+            settings.study_name,
+            metric="validation accuracy",
+            attributes={"identity": asdict(settings.identity)},
+        )
+        found = study.load(storage, settings.study_name)
+        found.set_user_attr(KEEP_WEIGHTS, settings.keep_weights)
+        found.set_user_attr(COMMAND, settings.command)
+        trials = found.get_trials(deepcopy=False)
+        if study.progress(trials).trained >= settings.n_trials:
+            return  # what is queued now would wait for good
+        references = _references(settings) if settings.warm_start else {}
+        there = {trial.user_attrs.get("reference") for trial in trials}
+        for name, parameters in _different({**references, **(starts or {})}, settings).items():
+            if name not in there:
+                found.enqueue_trial(parameters, user_attrs={"reference": name})
+
+
+def _different(starts: Mapping[str, Parameters], settings: SearchSettings) -> dict[str, Parameters]:
+    """The first of those that come to the same candidate, if that is within the budget."""
+    budget = {"max_params": settings.max_params, "epochs": settings.epochs, "optimizer": settings.optimizer}
+    first: dict[Candidate, str] = {}
+    for name, parameters in starts.items():
+        candidate = space.to_candidate(parameters, **budget)
+        if candidate.architecture.n_parameters < settings.max_params:
+            first.setdefault(candidate, name)
+    return {name: starts[name] for name in first.values()}
+
+
+def _references(settings: SearchSettings) -> dict[str, Parameters]:
+    recipe = space.reference_recipe(settings.optimizer, settings.epochs)
+    points = reference_points(settings.max_params)
+    return {name: space.to_parameters(Candidate(architecture, recipe)) for name, architecture in points.items()}
+
+
+def reference_points(max_params: int) -> dict[str, Architecture]:
+    """The reference systems that are points of the space, in its order of norm and ReLU.
+
+    Those over the budget are narrowed to it, and left out if that cannot be.
+    """
+    points = {}
+    for name, system in zoo.ZOO.items():
+        architecture = replace(system.architecture, norm_first=True, elementwise_dropout=False)
+        try:
+            parameters = space.to_parameters(Candidate(architecture, space.reference_recipe()))
+        except ArchitectureError:
+            continue
+        fitting = space.to_candidate(parameters, max_params=max_params, epochs=MAX_EPOCHS).architecture
+        if fitting.n_parameters < max_params:
+            points[name if fitting == architecture else f"{name}, narrowed"] = fitting
+    return points
+
+
+def _work(settings: SearchSettings, worker: Worker, send: Send) -> None:
+    """What one worker process does, from first to last."""
+    device = torch.device(worker.device)
+    prepare(settings.data_dir, settings.dataset)  # on another node of a cluster it may be the first
+    split = search_split(load_train(settings.data_dir, settings.dataset), settings.train_images)
+    split = Split(split.train.to(device), split.val.to(device))
+    shared = study.SharedStudy(
+        settings.storage,
+        settings.study_name,
+        demand=study.until_trained(settings.n_trials),
+        seed=settings.seed,
+        worker=worker.index,
+        pruner=pruner(settings),
+        on_outage=send,
+    )
+    work_off(shared, lambda trial, send: objective(trial, settings, split, device, send), send)
+
+
+def objective(trial: optuna.Trial, settings: SearchSettings, split: Split, device: torch.device, send: Send) -> float:
+    """One trial from sampling to result: the mean validation accuracy of its last two epochs.
+
+    Raises `optuna.TrialPruned` for a candidate over the budget, which is never trained, for one that cannot win any
+    more, and for one whose loss is not finite.
+    """
+    parameters = space.suggest(trial, settings.optimizer)
+    candidate = space.to_candidate(
+        parameters, max_params=settings.max_params, epochs=settings.epochs, optimizer=settings.optimizer
+    )
+    n_parameters = count_parameters(candidate.architecture)
+    seed = int(np.random.SeedSequence([settings.seed, trial.number]).generate_state(1)[0])
+    record(trial, candidate, n_parameters, seed, device)
+    if study.CONSTRAINT not in trial.constraints:  # a retried trial brings its constraint along
+        trial.set_constraint(study.CONSTRAINT, n_parameters - (settings.max_params - 1))
+    if n_parameters >= settings.max_params:
+        raise optuna.TrialPruned(f"{n_parameters:,} parameters, over the budget")
+    send(TrialStarted(trial.number, str(candidate.architecture), n_parameters))
+    network = build(candidate.architecture, seed=seed, device=device)
+    epochs = train_and_report(trial, network, candidate.recipe, split, seed, send)
+    accuracy = final_accuracy([epoch.val_accuracy for epoch in epochs])
+    if _is_among_the_best(accuracy, trial.study, settings.keep_weights):
+        artifacts = Artifacts(trial.study, settings.storage.artifacts)
+        artifacts.add_weights(trial, network)
+        artifacts.add_mistakes(trial, find_mistakes(network, split.val))
+    return accuracy
+
+
+def _is_among_the_best(accuracy: float, found: optuna.Study, n: int) -> bool:
+    return sum(trial.value >= accuracy for trial in leaderboard(found.get_trials(deepcopy=False))) < n

@@ -1,0 +1,144 @@
+"""optuna-dashboard on the studies of a storage, and what it shows there besides the numbers.
+
+`publish` brings notes, plots and pictures up to date from what the database holds. It can be run at any time and again:
+what is there already is left alone, so nothing is lost if a search is killed before it came to it.
+"""
+
+import contextlib
+import io
+import socket
+import threading
+import webbrowser
+from pathlib import Path
+
+import optuna
+import torch
+from matplotlib.figure import Figure
+from optuna.trial import FrozenTrial
+from optuna_dashboard import save_note, save_plotly_graph_object
+from optuna_dashboard.artifact import get_artifact_path
+
+from nas_mnist.data.datasets import Dataset
+from nas_mnist.data.images import Images, load_train, prepare
+from nas_mnist.errors import DataError, StudyError
+from nas_mnist.model.architecture import parse
+from nas_mnist.model.diagram import svg
+from nas_mnist.stages import search
+from nas_mnist.study import shared as study
+from nas_mnist.study.artifacts import Artifacts
+from nas_mnist.study.storage import Storage
+from nas_mnist.training.loop import EpochResult
+from nas_mnist.views import figures, notes
+from nas_mnist.views.study_figures import NothingToDraw, accuracy_against_parameters, epochs_spent, learning_curves
+
+DRAWING, CURVES, PICTURE = "network.svg", "curves.png", "misclassified.png"
+N_MISTAKES_SHOWN = 100  # a bad network has thousands
+PLOT_HEIGHT = 440  # pixels, of the dashboard's cards
+
+
+def serve(storage: Storage, host: str, port: int, data_dir: Path, *, open_browser: bool = False) -> None:
+    """Serve until interrupted. Raises `StudyError` if there is no database or the port is taken."""
+    from optuna_dashboard import run_server
+
+    opened = storage.open()
+    _check_port(host, port)
+    for name in study.names(opened):
+        publish(storage, name, data_dir)
+    url = f"http://{host}:{port}/dashboard/"
+    print(f"optuna-dashboard for {storage}: {url} (Ctrl-C ends it)", flush=True)
+    if open_browser:
+        threading.Timer(1.0, webbrowser.open, [url]).start()  # when the server listens
+    storage.artifacts.mkdir(parents=True, exist_ok=True)
+    run_server(opened, host=host, port=port, artifact_store=Artifacts(None, storage.artifacts).store)
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or "no name of a host"
+            raise StudyError(f"cannot listen on {host}:{port} ({reason}): choose another with --port") from error
+
+
+def publish(storage: Storage, study_name: str, data_dir: Path) -> None:
+    """Bring everything that the dashboard shows of a study up to date; of a search also which files are kept."""
+    with storage.lock(purpose="notes"):  # two of these at once would mix their plots
+        found = study.load(storage.open(), study_name)
+        artifacts = Artifacts(found, storage.artifacts)
+        trials = found.get_trials(deepcopy=False)
+        best = search.leaderboard(trials)
+        if search.KEEP_WEIGHTS in found.user_attrs:
+            kept = best[: found.user_attrs[search.KEEP_WEIGHTS]]
+            _drop_files(artifacts, trials, kept)
+            dataset = study.recorded_dataset(found.user_attrs["identity"])
+            # Their data or files may be on another machine: the rest is worth showing without.
+            with contextlib.suppress(StudyError, DataError):
+                _draw_pictures(artifacts, kept, data_dir, dataset)
+            _save_plots(found, trials, dataset)
+        _write_trial_notes(artifacts, trials)
+        command = found.user_attrs.get(search.COMMAND)
+        save_note(found, notes.study_note(found, trials, best, artifacts.n_bytes(), command))
+
+
+def _save_plots(found: optuna.Study, trials: list[FrozenTrial], dataset: Dataset) -> None:
+    identity = found.user_attrs["identity"]
+    plots = {
+        "accuracy against parameters": lambda: accuracy_against_parameters(
+            trials, identity["max_params"], dataset=dataset
+        ),
+        "learning curves of the best ten": lambda: learning_curves(trials),
+        "epochs spent": lambda: epochs_spent(trials, identity["epochs"]),
+    }
+    for title, draw in plots.items():
+        with contextlib.suppress(NothingToDraw):
+            figure = draw().update_layout(title=title[0].upper() + title[1:], margin_t=60, height=PLOT_HEIGHT)
+            save_plotly_graph_object(found, figure, graph_object_id=title.replace(" ", "-"))
+
+
+def _drop_files(artifacts: Artifacts, trials: list[FrozenTrial], kept: tuple[FrozenTrial, ...]) -> None:
+    """Weights and pictures of candidates that are not among the best any more; every trial keeps its drawing."""
+    numbers, files = {trial.number for trial in kept}, artifacts.all()
+    for trial in trials:
+        if trial.state.is_finished() and trial.number not in numbers:
+            for name, artifact_id in files.get(trial._trial_id, {}).items():
+                if name != DRAWING:
+                    artifacts.remove(trial, artifact_id)
+
+
+def _draw_pictures(artifacts: Artifacts, kept: tuple[FrozenTrial, ...], data_dir: Path, dataset: Dataset) -> None:
+    """Learning curves of the best, and the validation images they take for another digit."""
+    files = artifacts.all()
+    for trial in kept:
+        there = files.get(trial._trial_id, {})
+        if CURVES not in there:
+            epochs = tuple(EpochResult(**epoch) for epoch in trial.user_attrs["epochs"])
+            artifacts.add(trial, CURVES, _png(figures.curves([epochs], "validation")))
+        if PICTURE not in there and (mistakes := artifacts.mistakes_of(trial)) is not None:
+            prepare(data_dir, dataset)
+            artifacts.add(trial, PICTURE, _png(_draw_mistakes(mistakes, load_train(data_dir, dataset), dataset)))
+
+
+def _draw_mistakes(mistakes: list[tuple[int, int, int]], images: Images, dataset: Dataset) -> Figure:
+    shown = torch.tensor(mistakes[:N_MISTAKES_SHOWN]).reshape(-1, 3)
+    title = f"{len(mistakes)} validation images wrong: true → predicted"
+    every = torch.arange(len(shown))
+    return figures.mistakes(images.pixels[shown[:, 0]], shown[:, 1], shown[:, 2], every, dataset.classes, title)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
+
+
+def _write_trial_notes(artifacts: Artifacts, trials: list[FrozenTrial]) -> None:
+    """A drawing and a note for each trial that has drawn its network, once."""
+    files = artifacts.all()
+    for trial in trials:
+        if "architecture" in trial.user_attrs and DRAWING not in files.get(trial._trial_id, {}):
+            drawing = svg(parse(trial.user_attrs["architecture"]))
+            live = optuna.Trial(artifacts.study, trial._trial_id)  # what the dashboard's own functions take
+            url = get_artifact_path(live, artifacts.add(trial, DRAWING, drawing.encode()))
+            save_note(live, notes.trial_note(trial, url))

@@ -1,0 +1,138 @@
+"""What the dashboard tells of a study and of a trial, in Markdown."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import FrozenTrial
+
+from nas_mnist.model.architecture import Architecture
+from nas_mnist.study import shared as study
+from nas_mnist.study.space import Candidate, distributions, fingerprint
+from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS, N_FINAL_EPOCHS, TARGET_ACCURACY
+
+N_LISTED = 10
+OPTIMIZERS = {"sgd": "SGD with Nesterov momentum", "adamw": "AdamW", "soap": "SOAP"}
+TASK = (
+    f"The task: a convolutional network with fewer than {MAX_PARAMS:,} parameters that gets {TARGET_ACCURACY:.1%} of "
+    f"MNIST's test images right in each of the last {N_FINAL_EPOCHS} of at most {MAX_EPOCHS} epochs. "
+    "Each trial has a note of its own."
+)
+
+
+def trial_note(trial: FrozenTrial, drawing_url: str) -> str:
+    """The network of a trial: its line, a drawing, where its parameters are, and how it is trained."""
+    candidate = Candidate.from_dict({name: trial.user_attrs[name] for name in ("architecture", "recipe")})
+    architecture, attributes = candidate.architecture, trial.user_attrs
+    parts = [f"`{architecture}`", f"![{architecture.line}]({drawing_url})"]
+    if study.is_over_budget(trial):
+        excess = max(trial.constraints.values())
+        parts.append(f"**Over the budget by {excess:,.0f} parameters**; recorded, never trained.")
+    parts.append(
+        f"{attributes['n_parameters']:,} parameters, {architecture.n_macs:,} multiply-adds for an image, "
+        f"receptive field {architecture.receptive_field}×{architecture.receptive_field}."
+    )
+    if "reference" in attributes:
+        parts.append(f"Not drawn by the sampler: **{attributes['reference']}**.")
+    return "\n\n".join([*parts, layer_table(architecture), "### Recipe", _recipe_lines(candidate)])
+
+
+def layer_table(architecture: Architecture) -> str:
+    """One row a layer: what it makes of its input, what one output sees of the image, what it costs."""
+    rows = [
+        (
+            f"`{s.layer}`",
+            f"{s.channels}×{s.side}×{s.side}",
+            f"{s.receptive_field}×{s.receptive_field}",
+            s.jump,
+            f"{s.n_parameters:,}",
+            f"{s.n_parameters / architecture.n_parameters:.0%}",
+            f"{s.n_macs:,}",
+        )
+        for s in architecture.shapes
+    ]
+    header = ("layer", "output", "receptive field", "jump", "parameters", "share", "multiply-adds")
+    return _table(header, rows, "lrrrrrr")
+
+
+def _recipe_lines(candidate: Candidate) -> str:
+    """Short lines: the dashboard makes its page as wide as the longest."""
+    r = candidate.recipe
+    a = r.augmentation
+    facts = {
+        "optimizer": OPTIMIZERS[r.optimizer],
+        "learning rate": f"one cycle up to {r.learning_rate:.3g}",
+        "length": f"{r.epochs} epochs in batches of {r.batch_size}",
+        "weight decay": f"{r.weight_decay:.2g}",
+        "label smoothing": f"{r.label_smoothing:.2g}",
+        "dropout": f"{candidate.architecture.dropout:g}",
+        "augmentation": f"turned ±{a.rotation_degrees:.3g}°, shifted ±{a.translation:.1%}, scaled ±{a.scale:.1%}, "
+        f"sheared ±{a.shear_degrees:.3g}°",
+    }
+    if r.calibrated:
+        facts["batch norm"] = "statistics of unaugmented images"
+    return "\n".join(f"- **{name}**: {value}" for name, value in facts.items())
+
+
+def study_note(
+    found: optuna.Study, trials: list[FrozenTrial], best: Iterable[FrozenTrial], n_bytes: int, command: str | None
+) -> str:
+    """What a study is, how far it has come, and its leaderboard; of a search also its command and its space."""
+    now, identity = study.progress(trials), found.user_attrs.get("identity", {})
+    facts = {
+        "objective": (found.metric_names or ["accuracy"])[0],
+        **{key.replace("_", " ").replace("max params", "parameters, fewer than"): v for key, v in identity.items()},
+        "trained": f"{now.trained} trials, {now.pruned} of them pruned early; {now.over_budget} over the budget, "
+        f"{now.failed} failed, {now.running} running",
+        "files": f"{n_bytes / 1e6:.1f} MB: drawings, and weights and pictures of the best candidates",
+    }
+    lines = "\n".join(f"- **{key}**: {_plain(value)}" for key, value in facts.items())
+    parts = [f"# {_plain(found.study_name)}", TASK, lines, "## Leaderboard", _leaderboard(best)]
+    if command:
+        known = identity["space"] == fingerprint(identity["optimizer"])
+        ranges = space_table(identity["optimizer"]) if known else "That of an earlier version of nas-mnist."
+        parts += ["## Command", f"```\n{command}\n```", "## Space", ranges]
+    return "\n\n".join(parts)
+
+
+def space_table(optimizer: str) -> str:
+    """Every parameter that a trial draws, and its range."""
+    rows = [(f"`{name}`", _code(_range(d))) for name, d in distributions(optimizer).items()]
+    return _table(("parameter", "range"), rows, "ll")
+
+
+def _range(distribution: BaseDistribution) -> str:
+    if isinstance(distribution, CategoricalDistribution):
+        return ", ".join(map(str, distribution.choices))
+    return f"{distribution.low:g} – {distribution.high:g}" + ", log" * distribution.log
+
+
+def _leaderboard(best: Iterable[FrozenTrial]) -> str:
+    rows = [
+        (rank, t.number, f"{t.value:.2%}", f"{t.user_attrs['n_parameters']:,}", _code(t.user_attrs["architecture"]))
+        for rank, t in enumerate(best, 1)
+    ][:N_LISTED]
+    header = ("rank", "trial", "accuracy", "parameters", "architecture")
+    return _table(header, rows, "rrrrl") if rows else "No candidate has been trained to the end yet."
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[Any]], alignment: str) -> str:
+    """`alignment` has a letter for each column, l or r."""
+    header = [
+        ("\u2003" if letter == "r" else "") + name for name, letter in zip(header, alignment, strict=True)
+    ]  # room
+    rule = ["---:" if letter == "r" else "---" for letter in alignment]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (header, rule, *rows))
+
+
+def _code(text: str) -> str:
+    """A bar would end the cell of a table."""
+    return f"`{text}`".replace("|", "\\|")
+
+
+def _plain(value: Any) -> str:
+    """Text that is nobody's Markdown: a study may have any name."""
+    text = f"{value:,}" if isinstance(value, int) else " ".join(str(value).split())
+    return re.sub(r"([\\`*_{}\[\]<>#|!])", r"\\\1", text)

@@ -1,0 +1,276 @@
+"""What a search shows while it runs and when it is done: a live display on a terminal, plain lines elsewhere."""
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.trial import FrozenTrial
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from nas_mnist.stages.confirm import ConfirmSettings
+from nas_mnist.stages.planned import JobsBegan, JobStarted
+from nas_mnist.stages.search import SearchBegan, SearchSettings, Summary
+from nas_mnist.stages.trial import EpochTrained, TrialEnded, TrialStarted
+from nas_mnist.study.storage import Outage, OutageEnded
+from nas_mnist.task import MAX_EPOCHS
+from nas_mnist.training.loop import EpochResult
+from nas_mnist.workers.local import Worker, WorkerDied
+
+
+@dataclass
+class _Line:
+    """What one worker is at."""
+
+    started: TrialStarted | None = None
+    epoch: EpochResult | None = None
+
+
+class SearchDisplay:
+    """Follows the events of a search. Live if the console is a terminal; else a line for each finished trial."""
+
+    def __init__(
+        self, console: Console, settings: SearchSettings, workers: list[Worker], *, quiet: bool, verbose: bool
+    ):
+        self._console, self._settings, self._quiet, self._verbose = console, settings, quiet, verbose
+        self._lines = {worker.index: _Line() for worker in workers}
+        self._devices = {worker.index: worker.device for worker in workers}
+        self._best: tuple[float, TrialStarted] | None = None
+        self._n_trained = self._n_over_budget = 0
+        self._epochs_done, self._epochs_here = 0.0, 0
+        self._start = time.monotonic()
+        self._progress = Progress(
+            TextColumn("[bold]trials"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+        )
+        self._task = self._progress.add_task("", total=settings.n_trials, left="")
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> "SearchDisplay":
+        if self._console.is_terminal and not self._quiet:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._live.stop()
+
+    def __call__(self, worker: Worker | None, event: Any) -> None:
+        """Take in one event; this is what `search` calls."""
+        match event:
+            case SearchBegan():
+                self._take_over(event)
+            case TrialStarted():
+                self._lines[worker.index] = _Line(event)
+            case EpochTrained(epoch=epoch):
+                self._epochs_here += 1
+                self._lines[worker.index].epoch = epoch
+                if self._verbose:
+                    self._say(
+                        f"  trial {event.trial}: epoch {epoch.number}, {epoch.val_accuracy:.2%}, "
+                        f"loss {epoch.val_loss:.4f}, {epoch.train_seconds + epoch.val_seconds:.1f} s"
+                    )
+            case TrialEnded():
+                self._end(self._lines[worker.index], event)
+                self._lines[worker.index] = _Line()
+            case WorkerDied():
+                self._say(f"{died(worker, event)}; its trial is queued again")
+                self._lines[worker.index] = _Line()
+            case Outage() | OutageEnded():
+                self._say(outage(worker, event))
+        self._progress.update(self._task, completed=self._n_trained, left=self._time_left())
+
+    def _take_over(self, event: SearchBegan) -> None:
+        self._n_trained = event.n_trained
+        if event.best:
+            attributes = event.best.user_attrs
+            started = TrialStarted(event.best.number, attributes["architecture"], attributes["n_parameters"])
+            self._best = event.best.value, started
+        if event.n_trained:
+            self._say(f"{event.n_trained} trials of study {self._settings.study_name!r} are trained already")
+
+    def _end(self, line: _Line, event: TrialEnded) -> None:
+        if event.over_budget:
+            self._n_over_budget += 1
+            if self._verbose:
+                self._say(f"trial {event.trial}: over the budget, not trained")
+            return
+        self._n_trained += 1
+        self._epochs_done += 1
+        started = line.started or TrialStarted(event.trial, "?", 0)
+        if event.accuracy is not None and (self._best is None or event.accuracy > self._best[0]):
+            self._best = event.accuracy, started
+        outcome = f"{event.accuracy:.2%}" if event.accuracy is not None else f"pruned after epoch {event.n_epochs}"
+        self._say(
+            f"{self._n_trained}/{self._settings.n_trials}  trial {event.trial}: {outcome}, "
+            f"{started.n_parameters:,} parameters, {started.architecture}"
+        )
+
+    def _say(self, text: str) -> None:
+        if not self._quiet:
+            self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def _time_left(self) -> str:
+        """From the epochs and trials of this run; unknown before the first trial has ended."""
+        if not self._epochs_done:
+            return ""
+        in_flight = sum(line.epoch.number if line.epoch else 0 for line in self._lines.values())
+        per_trial = (self._epochs_here - in_flight) / self._epochs_done  # epochs, pruning counted in
+        left = max(0.0, (self._settings.n_trials - self._n_trained) * per_trial - in_flight)
+        seconds = (time.monotonic() - self._start) / max(1, self._epochs_here) * left
+        return f"about {duration(seconds)} left"
+
+    def _render(self) -> Group:
+        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+        for index, line in self._lines.items():
+            table.add_row(f"[dim]{self._devices[index]} #{index}", *self._cells(line))
+        best = Text("no candidate has been trained to the end yet", style="dim")
+        if self._best:
+            accuracy, started = self._best
+            best = Text(
+                f"best {accuracy:.2%}  {started.n_parameters:,} parameters  {started.architecture}", style="green"
+            )
+        return Group(self._progress, table, best)
+
+    def _cells(self, line: _Line) -> tuple[str, str, str, str]:
+        if line.started is None:
+            return "[dim]waiting", "", "", ""
+        accuracy = f"{line.epoch.val_accuracy:.2%}" if line.epoch else ""
+        epoch = f"{line.epoch.number if line.epoch else 0}/{self._settings.epochs}"
+        return f"trial {line.started.trial}", f"epoch {epoch}", accuracy, line.started.architecture
+
+
+class JobDisplay:
+    """Follows jobs: a bar over all epochs on a terminal, and a line for each finished job."""
+
+    def __init__(self, console: Console, epochs_per_job: int):
+        self._console, self._epochs_per_job = console, epochs_per_job
+        self._names: dict[int, str] = {}  # by worker
+        self._progress = Progress(
+            TextColumn("[bold]epochs"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[names]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+            speed_estimate_period=600,
+        )
+        self._task = self._progress.add_task("", total=None, names="")
+
+    def __enter__(self) -> "JobDisplay":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._progress.stop()
+
+    def __call__(self, worker: Worker | None, event: Any) -> None:
+        """Take in one event; this is what `run_jobs` calls."""
+        match event:
+            case JobsBegan(n_left=n_left, n_done=n_done):
+                self._progress.update(self._task, total=n_left * self._epochs_per_job)
+                if n_done:
+                    self._say(f"runs done already: {n_done}; left: {n_left}")
+            case JobStarted(name=name):
+                self._names[worker.index] = name
+            case EpochTrained():
+                self._progress.advance(self._task)
+            case TrialEnded(accuracy=accuracy):
+                outcome = "ended early" if accuracy is None else f"{accuracy:.2%}"
+                self._say(f"{self._names.pop(worker.index, '?')}: {outcome}")
+            case WorkerDied():
+                self._say(f"{died(worker, event)}; its run is queued again")
+            case Outage() | OutageEnded():
+                self._say(outage(worker, event))
+        self._progress.update(self._task, names=", ".join(self._names.values()))
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def follow(console: Console, stage: SearchSettings | ConfirmSettings, workers: list[Worker]):
+    """The display of one stage of several, with a line that says which it is."""
+    if isinstance(stage, SearchSettings):
+        what = f"searching below {stage.max_params:,} parameters, to {stage.n_trials} trials"
+        shown = SearchDisplay(console, stage, workers, quiet=False, verbose=False)
+    else:
+        what = "confirming the best"
+        shown = JobDisplay(console, len(stage.pairs) * MAX_EPOCHS)
+    console.print(f"[bold]{what}[/] (study {escape(repr(stage.study_name))})")
+    with shown:
+        yield shown
+
+
+def died(worker: Worker, event: WorkerDied) -> str:
+    """One line: a traceback's last says what happened, and the rest is kept for the error that ends the run."""
+    return f"worker {worker.index} died ({event.reason.splitlines()[-1]}) and is started again"
+
+
+def outage(worker: Worker, event: Outage | OutageEnded) -> str:
+    """One line when a worker begins to wait for the storage's server, and one when it goes on."""
+    if isinstance(event, OutageEnded):
+        return f"worker {worker.index} goes on: the storage answers again after {duration(event.seconds)}"
+    patience = duration(event.patience_seconds)
+    return f"worker {worker.index} waits, up to {patience}: the storage does not answer; {event.reason}"
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 20 s, or 2 h 05 min."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
+
+
+def print_summary(console: Console, settings: SearchSettings, summary: Summary) -> None:
+    """What the search has come to, and what to type next."""
+    p = summary.progress
+    full = summary.epochs_trained + summary.epochs_saved
+    rows = {
+        "trained": f"{p.trained} of {settings.n_trials} trials, {p.pruned} of them pruned early",
+        "over budget": f"{p.over_budget} (recorded, never trained)",
+        "failed": f"{p.failed} (queued again up to twice)" if p.failed else "0",
+        "epochs": f"{summary.epochs_trained:,} trained, {summary.epochs_saved:,} saved by pruning"
+        + (f" ({summary.epochs_saved / full:.0%})" if full else ""),
+        "time": duration(summary.seconds)
+        + (f", {summary.overhead:.1%} of the workers' time outside training" if summary.overhead is not None else ""),
+    }
+    grid = Table.grid(padding=(0, 2))
+    for name, value in rows.items():
+        grid.add_row(f"[dim]{name}", value)
+    console.print(grid)
+    if summary.best:
+        console.print(leaderboard_table(summary.best))
+
+
+def leaderboard_table(trials: tuple[FrozenTrial, ...]) -> Table:
+    """Candidates, best first. Accuracy is the mean over the last two epochs on the validation images."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name, justify in (("rank", "right"), ("trial", "right"), ("accuracy", "right"), ("parameters", "right")):
+        table.add_column(name, justify=justify, no_wrap=True)
+    table.add_column("architecture", overflow="fold")
+    for rank, trial in enumerate(trials, 1):
+        attributes = trial.user_attrs
+        reference = f" ({attributes['reference']})" if "reference" in attributes else ""
+        table.add_row(
+            str(rank),
+            str(trial.number),
+            f"{trial.value:.2%}",
+            f"{attributes['n_parameters']:,}",
+            Text(attributes["architecture"] + reference),
+        )
+    return table

@@ -1,0 +1,306 @@
+"""A study as one HTML page that needs no network: summary, figures, best candidates with drawings.
+
+The page carries plotly's script (4.8 MB) and forbids itself everything else: its content security policy names the two
+scripts that may run and no address to fetch from. Text from the database is escaped wherever it goes.
+"""
+
+import base64
+import hashlib
+import math
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import optuna
+import plotly.graph_objects as go
+from markupsafe import Markup
+from optuna.trial import FrozenTrial
+from plotly.offline import get_plotlyjs
+
+from nas_mnist.data.datasets import MNIST, Dataset
+from nas_mnist.data.images import n_search_images
+from nas_mnist.errors import ArchitectureError, NasMnistError, StudyError
+from nas_mnist.model import diagram as drawing
+from nas_mnist.model.architecture import parse
+from nas_mnist.model.zoo import ZOO
+from nas_mnist.stages import confirm, retrain, search
+from nas_mnist.stages.confirm import Confirmed
+from nas_mnist.stages.retrain import Retrained
+from nas_mnist.study import shared as study
+from nas_mnist.study.storage import Storage
+from nas_mnist.views import study_figures as figures
+from nas_mnist.views import tables as report
+from nas_mnist.views.progress import duration
+
+PAGE = "index.html"
+GENERATOR = b'content="nas-mnist report"'  # by it a page is known that may be replaced
+N_BEST = 10
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of the best, as the page shows it."""
+
+    rank: int
+    trial: FrozenTrial
+    drawing: Markup | None  # None if the line in the database is none
+    recipe: dict[str, str]
+
+
+def write(storage: Storage, study_name: str, out: Path) -> Path:
+    """Write the page of a study, running or finished, into the folder `out` and return its path.
+
+    Raises `StudyError` if the study is no search, `NasMnistError` if the folder cannot be written or has another page.
+    """
+    if (out / PAGE).exists() and GENERATOR not in (out / PAGE).read_bytes()[:4096]:
+        raise NasMnistError(f"{out / PAGE} is no report and must not be lost: name another folder with --out")
+    opened = storage.open()
+    found = study.load(opened, study_name)
+    html = page(found, confirm.ranking(opened, study_name), retrain.results(opened, study_name))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _replace(out / PAGE, html)
+    except OSError as error:
+        raise NasMnistError(
+            f"{out} must be a folder that can be written ({error.strerror}): give another one with --out"
+        ) from error
+    return out / PAGE
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a temporary file beside `path`, then rename it: what is there is whole."""
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=".report-", delete=False) as file:
+        try:
+            file.write(text)
+            file.close()
+            os.chmod(file.name, 0o644)  # a temporary file is its owner's alone
+            os.replace(file.name, path)
+        finally:
+            Path(file.name).unlink(missing_ok=True)
+
+
+def page(found: optuna.Study, ranking: Sequence[Confirmed] = (), retrained: Sequence[Retrained] = ()) -> str:
+    """The page as HTML. Raises `StudyError` if the study is no search."""
+    identity = found.user_attrs.get("identity", {})
+    if not {"max_params", "epochs", "space"} <= identity.keys():
+        raise StudyError(f"study {found.study_name!r} is not a search, so there is nothing to report: see --study")
+    dataset = study.recorded_dataset(identity)
+    trials = found.get_trials(deepcopy=False)
+    drawn, missing = _draw(_figures(found, trials, identity, dataset, ranking, retrained))
+    scripts = {"plotly": get_plotlyjs(), "page": _resource("report.js")}
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters |= {"error": _standard_error, "percent": _percent, "spread": _spread, "duration": duration}
+    return environment.from_string(_resource("report.html")).render(
+        name=found.study_name,
+        now=datetime.now(),
+        identity=identity,
+        dataset=dataset,
+        n_val_images=dataset.n_train_images - n_search_images(dataset),
+        progress=study.progress(trials),
+        summary=_summary(trials, identity["epochs"], ranking, retrained),
+        settings=_settings(found, trials, identity),
+        candidates=_candidates(trials),
+        front=_front(trials),
+        references=[(letter, ZOO[name]) for name, letter in figures.reference_letters().items() if dataset == MNIST],
+        ranking=ranking,
+        lead=_lead(ranking),
+        retrained=retrained,
+        verdicts=[report.verdict_lines(r).plain.splitlines() for r in retrained],
+        failures=_failures(trials),
+        missing=missing,
+        heights={name: figure.layout.height for name, figure in drawn.items()},
+        figures=Markup(_json(drawn)),
+        scripts={name: Markup(script) for name, script in scripts.items()},
+        script_hashes=" ".join(f"'sha256-{_sha256(script)}'" for script in scripts.values()),
+    )
+
+
+def _resource(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _sha256(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def _figures(
+    found: optuna.Study,
+    trials: Sequence[FrozenTrial],
+    identity: dict[str, Any],
+    dataset: Dataset,
+    ranking: Sequence[Confirmed],
+    retrained: Sequence[Retrained],
+) -> dict[str, Callable[[], go.Figure]]:
+    max_params, epochs = identity["max_params"], identity["epochs"]
+    return {
+        "accuracy": partial(figures.accuracy_against_parameters, trials, max_params, ranking, retrained, dataset),
+        "history": partial(figures.optimisation_history, trials),
+        "curves": partial(figures.learning_curves, trials),
+        "epochs": partial(figures.epochs_spent, trials, epochs),
+        "importance": partial(figures.parameter_importance, found),
+        "budget": partial(figures.parameters_drawn, trials, max_params),
+        "timeline": partial(figures.timeline, trials),
+    }
+
+
+def _draw(functions: dict[str, Callable[[], go.Figure]]) -> tuple[dict[str, go.Figure], dict[str, str]]:
+    """The figures that can be drawn, and of the others the reason why not."""
+    drawn, missing = {}, {}
+    for name, function in functions.items():
+        try:
+            drawn[name] = function()
+        except figures.NothingToDraw as reason:
+            missing[name] = str(reason)
+    return drawn, missing
+
+
+def _json(drawn: dict[str, go.Figure]) -> str:
+    """One object of all figures, which no text in it can break out of."""
+    text = ",".join(f'"{name}":{figure.to_json()}' for name, figure in drawn.items())
+    return "{" + text.replace("<", "\\u003c") + "}"
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _summary(
+    trials: Sequence[FrozenTrial], max_epochs: int, ranking: Sequence[Confirmed], retrained: Sequence[Retrained]
+) -> dict[str, str]:
+    """What the study has come to, as names and values."""
+    now = study.progress(trials)
+    trained = [trial for trial in trials if study.is_trained(trial)]
+    diverged = sum(figures.outcome(trial) == "diverged" for trial in trials)
+    n_drawn = sum("n_parameters" in trial.user_attrs for trial in trials)
+    values = {
+        "best": _best(trials),
+        "confirmed": ranking and _confirmed(ranking[0]),
+        "retrained": retrained and _retrained(retrained[0]),
+        "trained": f"{now.trained:,} trials: {now.trained - now.pruned:,} to the end, {now.pruned:,} stopped early"
+        + (f", {diverged:,} of these because they diverged" if diverged else ""),
+        "over budget": f"{now.over_budget:,} of {n_drawn:,} drawn"
+        + (f" ({now.over_budget / n_drawn:.1%}); recorded, never trained" if now.over_budget else ""),
+        "failed": f"{now.failed:,}",
+        "under way": (now.running or now.waiting) and f"{now.running:,} running, {now.waiting:,} waiting",
+        "epochs": _epochs(trained, max_epochs),
+        "time": _time(trials),
+    }
+    return {name: value for name, value in values.items() if value}
+
+
+def _epochs(trained: Sequence[FrozenTrial], max_epochs: int) -> str:
+    spent, full = sum(len(trial.intermediate_values) for trial in trained), len(trained) * max_epochs
+    saved = full - spent
+    return f"{spent:,} trained, {saved:,} saved by pruning" + (f" ({saved / full:.0%})" if full else "")
+
+
+def _confirmed(confirmed: Confirmed) -> str:
+    n = len(confirmed.accuracies)
+    return (
+        f"{figures.mean_text(confirmed.mean, confirmed.standard_deviation, n)} of fresh folds (trial {confirmed.trial})"
+    )
+
+
+def _retrained(retrained: Retrained) -> str:
+    mean = figures.mean_text(retrained.mean, retrained.standard_deviation, len(retrained.runs))
+    return f"{mean} of the test set ({figures.name_of(retrained)})"
+
+
+def _best(trials: Sequence[FrozenTrial]) -> str:
+    best = next(iter(search.leaderboard(trials)), None)
+    if best is None:
+        return "no trial has been trained to its end yet"
+    return (
+        f"{best.value:.2%} of the validation images with {best.user_attrs['n_parameters']:,} parameters "
+        f"(trial {best.number})"
+    )
+
+
+def _time(trials: Sequence[FrozenTrial]) -> str:
+    """From the first start to the last end, and what all workers trained together."""
+    begun = [trial.datetime_start for trial in trials if trial.datetime_start]
+    if not begun:
+        return "not begun"
+    ended = [trial.datetime_complete for trial in trials if trial.datetime_complete]
+    trained = sum(trial.user_attrs.get("seconds", 0.0) for trial in trials)
+    end = f" to {max(ended):%Y-%m-%d %H:%M}" if ended else ""
+    return f"{min(begun):%Y-%m-%d %H:%M}{end}; {duration(trained)} of training, all workers together"
+
+
+def _settings(found: optuna.Study, trials: Sequence[FrozenTrial], identity: dict[str, Any]) -> dict[str, str]:
+    names = {"max_params": "budget", "train_images": "training images", "space": "space (fingerprint)"}
+    values = {
+        names.get(name, name): f"{value:,}" if isinstance(value, int) else str(value)
+        for name, value in identity.items()
+    }
+    values["budget"] = f"fewer than {identity['max_params']:,} parameters"
+    values["objective"] = f"{', '.join(found.metric_names or ['value'])}, mean of the last two epochs"
+    return values | {"hardware": _counted(trials, "device"), "versions": _counted(trials, "versions")}
+
+
+def _counted(trials: Sequence[FrozenTrial], attribute: str) -> str:
+    """The values that an attribute has, and of how many trials if there are several."""
+    counts = Counter(str(t.user_attrs[attribute]) for t in trials if attribute in t.user_attrs)
+    if len(counts) < 2:
+        return next(iter(counts), "none yet")
+    return "; ".join(f"{value} ({n:,} trials)" for value, n in counts.most_common())
+
+
+def _candidates(trials: Sequence[FrozenTrial]) -> list[Candidate]:
+    return [
+        Candidate(
+            rank, trial, _drawing(trial.user_attrs["architecture"]), report.recipe_values(trial.user_attrs["recipe"])
+        )
+        for rank, trial in enumerate(search.leaderboard(trials)[:N_BEST], 1)
+    ]
+
+
+def _front(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    return figures.pareto_front(search.leaderboard(trials))
+
+
+def _drawing(line: str) -> Markup | None:
+    try:
+        return Markup(drawing.svg(parse(line)))
+    except ArchitectureError:
+        return None
+
+
+def _lead(ranking: Sequence[Confirmed]) -> str:
+    if not ranking:
+        return ""
+    p_value = confirm.lead(*ranking[:2]) if len(ranking) > 1 else None
+    return report.lead_line(list(ranking), p_value, confirm.SIGNIFICANT_P).plain
+
+
+def _failures(trials: Sequence[FrozenTrial]) -> list[tuple[int, str, str]]:
+    """Number, what became of it, and why, of trials that failed or diverged."""
+    ended_badly = [trial for trial in trials if figures.outcome(trial) in ("failed", "diverged")]
+    return [(t.number, figures.outcome(t), _why(t)) for t in ended_badly]
+
+
+def _why(trial: FrozenTrial) -> str:
+    return str(trial.user_attrs.get("reason", "its process was stopped or died; it was queued again, at most twice"))
+
+
+def _percent(fraction: float, digits: int = 2) -> str:
+    return f"{fraction:.{digits}%}"
+
+
+def _standard_error(accuracy: float, n_images: int) -> str:
+    """Of an accuracy that n images were asked for, in points."""
+    return f"{100 * math.sqrt(accuracy * (1 - accuracy) / n_images):.2g}"
+
+
+def _spread(deviation: float | None) -> str:
+    return "" if deviation is None else f" ± {100 * deviation:.2f}"

@@ -1,0 +1,238 @@
+"""Worker processes over devices: start them, listen to them, replace the ones that die.
+
+A worker owns nothing that matters: what it has finished is in the study's storage. So stopping is killing, and whoever
+comes next finds the trials of dead workers by their owner's process (see `study.recover`).
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from nas_mnist.errors import DeviceError, NasMnistError, explain, is_final
+from nas_mnist.workers.signals import blocked_for_children, stopped_once
+
+MAX_RESTARTS = 3  # of one worker, without progress in between
+STOP_SECONDS = 5
+WORKERS_PER_GPU = 8
+MAX_WORKERS_PER_CORE = 4
+
+Send = Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process and the device it computes on."""
+
+    index: int
+    device: str  # "cpu", "cuda:0"
+
+
+class Progress:
+    """Base of the events that show that a worker gets on with its work, and is no hopeless case."""
+
+
+class Completed(Progress):
+    """Base of the events that show that a piece of work is done."""
+
+
+@dataclass(frozen=True)
+class WorkerDied:
+    """The event that the parent itself makes when a worker ends before its work is done."""
+
+    reason: str
+
+
+class WorkerFailed(NasMnistError):
+    """A worker kept dying; the message says why, and a traceback that it left is a note of the error."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a worker says before it ends because of an exception; `message` alone if the user caused it."""
+
+    message: str
+    final: bool
+
+
+@dataclass
+class _Process:
+    worker: Worker
+    process: multiprocessing.Process
+    connection: Connection
+    restarts: int
+    raised: bool  # the one before ended by an exception
+    failure: Failure | None = None
+
+
+def plan_workers(n_workers: int | None, devices: Sequence[str] | None) -> list[Worker]:
+    """Workers spread over the devices in turn; by default all GPUs there are, else one worker for each CPU core.
+
+    Raises `DeviceError` if a device is not there, or for more workers than can be of use.
+    """
+    devices = list(devices) if devices else _visible_devices()
+    for device in devices:
+        _check_device(device)
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n_gpus = sum(device != "cpu" for device in devices)
+    default = max(1, min(n_cores, n_gpus * WORKERS_PER_GPU)) if n_gpus else n_cores
+    limit = max(MAX_WORKERS_PER_CORE * n_cores, n_gpus * WORKERS_PER_GPU)
+    if n_workers is not None and not 1 <= n_workers <= limit:
+        raise DeviceError(
+            f"{n_workers} workers make no sense on {n_cores} cores and {n_gpus} GPUs: choose 1 to {limit}"
+        )
+    return [Worker(i, devices[i % len(devices)]) for i in range(n_workers or default)]
+
+
+def _visible_devices() -> list[str]:
+    import torch
+
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if device not in there:
+        raise DeviceError(f"device must be one of {', '.join(there)} on this machine, not {device!r}: see --devices")
+
+
+def run_workers(
+    work: Callable[[Worker, Send], None], workers: Sequence[Worker], on_event: Callable[[Worker | None, Any], None]
+) -> None:
+    """Run `work(worker, send)` in one process each until all have returned; `work` is picklable.
+
+    What a worker sends reaches `on_event(worker, event)` here; `on_event(None, None)` is called a few times a second
+    besides, for a display. A worker that dies is replaced. Ctrl-C or SIGTERM ends all workers at once and raises
+    `KeyboardInterrupt`. Raises `WorkerFailed` if a worker dies again and again.
+    """
+    context = multiprocessing.get_context("spawn")
+    running = []
+    with stopped_once():
+        try:
+            running = [_start(context, work, worker, 0, raised=False) for worker in workers]
+            while running:
+                ready = wait([p.connection for p in running], timeout=0.2)
+                for process in [p for p in running if p.connection in ready]:
+                    if not _receive(process, on_event):
+                        running.remove(process)
+                        running += _replace(context, work, process, on_event)
+                on_event(None, None)
+        finally:
+            _stop(running)
+
+
+def _receive(process: _Process, on_event) -> bool:
+    """Handle one message; False when the process has closed its end."""
+    try:
+        event = process.connection.recv()
+    except (EOFError, OSError):  # OSError: killed in the middle of a message
+        return False
+    if isinstance(event, Failure):
+        process.failure = event
+    else:
+        process.restarts = 0 if is_forgiven(event, process.raised) else process.restarts
+        on_event(process.worker, event)
+    return True
+
+
+def is_forgiven(event: Any, raised: bool) -> bool:
+    """Whether earlier deaths of a worker count no longer: a kill when it gets on, an exception when it completes."""
+    return isinstance(event, Completed if raised else Progress)
+
+
+def _replace(context, work, process: _Process, on_event) -> list[_Process]:
+    process.process.join()
+    process.connection.close()
+    if process.process.exitcode == 0:
+        return []
+    failure = process.failure
+    if failure and failure.final:
+        raise WorkerFailed(failure.message)
+    reason = failure.message if failure else f"killed by signal {-process.process.exitcode}"
+    if process.process.exitcode and process.process.exitcode > 0 and not failure:
+        reason = f"exit code {process.process.exitcode}"
+    on_event(process.worker, WorkerDied(reason))
+    if process.restarts >= MAX_RESTARTS:
+        raise _hopeless(process.worker, reason)
+    return [_start(context, work, process.worker, process.restarts + 1, raised=failure is not None)]
+
+
+def _hopeless(worker: Worker, reason: str) -> WorkerFailed:
+    *_, last = reason.splitlines()
+    error = WorkerFailed(f"worker {worker.index} died {MAX_RESTARTS + 1} times in a row: {last}")
+    if reason != last:
+        error.add_note(reason)
+    return error
+
+
+def _start(context, work, worker: Worker, restarts: int, *, raised: bool) -> _Process:
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_main, args=(work, worker, sending), name=f"nas-mnist worker {worker.index}")
+    with blocked_for_children():  # Ctrl-C reaches the whole group; the parent decides
+        process.start()
+    sending.close()  # so that the end of the worker is the end of the pipe
+    return _Process(worker, process, receiving, restarts, raised)
+
+
+def _stop(running: list[_Process]) -> None:
+    for process in running:
+        process.process.terminate()
+    for process in running:
+        process.process.join(STOP_SECONDS)
+        if process.process.is_alive():
+            process.process.kill()
+            process.process.join()
+        process.connection.close()
+
+
+def _main(work, worker: Worker, connection: Connection) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _end_with_parent()
+    try:
+        if failure := attempt(work, worker, connection.send):
+            with contextlib.suppress(Exception):  # there may be no memory even for that
+                connection.send(failure)
+            raise SystemExit(1)
+    except BrokenPipeError:
+        raise SystemExit(1) from None
+
+
+def attempt(work: Callable[[Worker, Send], None], worker: Worker, send: Send) -> Failure | None:
+    """Do the work in this process, and return what went wrong, if anything."""
+    if worker.device == "cpu":
+        import torch
+
+        torch.set_num_threads(1)  # two processes of one thread beat one process of two
+    try:
+        work(worker, send)
+    except BrokenPipeError:  # nobody listens any more
+        raise
+    except Exception as error:
+        return _failure(error)
+    return None
+
+
+def _failure(error: Exception) -> Failure:
+    if isinstance(error, NasMnistError):
+        return Failure(str(error), final=True)
+    explanation = explain(error)
+    return Failure(explanation or traceback.format_exc().strip(), is_final(explanation))
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed ends too, at once: nothing is left running."""
+    parent = multiprocessing.parent_process()
+
+    def watch():
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

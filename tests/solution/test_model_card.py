@@ -1,0 +1,77 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nas_mnist.data.images import load_test
+from nas_mnist.solution import export
+from nas_mnist.solution import model_card as card
+from nas_mnist.solution.export import Judged, Source
+from nas_mnist.study import shared as study
+from nas_mnist.study.storage import Storage
+
+SOURCE = Source("s.db", "nas-mnist", 100)
+CONFIRMATION = {
+    "folds": 4,
+    "seeds": 2,
+    "n": 8,
+    "mean": 0.9941,
+    "standard_deviation": 0.0003,
+    "optimism": 0.0012,
+    "given_up": False,
+}
+
+
+@pytest.fixture
+def write(retrained, data_dir):
+    """The card of the small network, with something changed about it."""
+
+    def written(source=SOURCE, **changes):
+        test = load_test(data_dir)
+        judged = Judged(test, torch.nn.functional.one_hot(test.labels).float())
+        changed = replace(retrained, **changes)
+        return " ".join(card.model_card(changed, export._record(changed, source, judged, {})).split())
+
+    return written
+
+
+def test_named_architecture_has_no_search_and_no_confirmation_to_tell_of(write):
+    text = write(trial=None, search_score=None)
+    assert "named by hand" in text and "confirmed" not in text and "Trial" not in text
+    assert "retrain --architecture 'c8 M c12 M c16 G c10k1- | dropout=0.02' --epochs 3 --seeds 1" in text
+
+
+def test_quick_look_is_not_passed_off_as_all_images(write):
+    assert "trained on all 60,000 training images" in write()
+    quick = write(n_train_images=500, source=Source("s.db", "nas-mnist", 12, {"train_images": 300, "epochs": 1}))
+    assert "trained on 500 of the 60,000 training images" in quick and "all 60,000" not in quick
+    assert "12 trained trials on 300 training images" in quick
+    assert "nas-mnist search --trials 12 --train-images 300 --epochs 1 nas-mnist" in quick
+    assert "--seeds 1 --train-images 500" in quick
+
+
+def test_confirmation_is_told_with_its_spread_and_optimism(write):
+    text = write(confirmation=CONFIRMATION, source=Source("s.db", "mine", 100))
+    assert "(4 folds, seeds on each: 2): 99.41 ± 0.03 (SD) %, n = 8." in text and "+0.12 points" in text
+    assert "nas-mnist confirm --folds 4 --seeds 2 --study mine" in text
+    assert "given up" in write(confirmation=CONFIRMATION | {"given_up": True})
+
+
+def test_diverged_seeds_are_told(write):
+    text = write(diverged=(3, 4))
+    assert "n = 1 seed (2 more diverged)" in text and "✗ not: 2 of 3 seeds diverged (3, 4)" in text
+    assert "retrain --trial 7 --seeds 3" in text
+
+
+def test_versions_are_those_of_the_training_and_those_of_the_export(write, retrained):
+    run = replace(retrained.runs[0], versions="torch 9.9")
+    text = write(runs=(run,))
+    assert "with torch 9.9; exported with python 3" in text
+
+
+def test_source_is_what_the_storage_knows_of_the_search(tmp_path):
+    storage = Storage.parse(str(tmp_path / "s.db"))
+    opened = storage.open(create=True)
+    assert Source.find(storage, "nas-mnist") == Source(str(storage), "nas-mnist", None, {})
+    study.create(opened, "nas-mnist", metric="m", attributes={"identity": {"train_images": 300}})
+    assert Source.find(storage, "nas-mnist") == Source(str(storage), "nas-mnist", 0, {"train_images": 300})

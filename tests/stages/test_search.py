@@ -1,0 +1,233 @@
+import shlex
+from dataclasses import asdict, replace
+
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from nas_mnist.data.datasets import DATASETS
+from nas_mnist.data.images import search_split
+from nas_mnist.errors import BudgetError, DataError, StudyError
+from nas_mnist.model.architecture import parse
+from nas_mnist.stages import search
+from nas_mnist.stages.search import SearchSettings
+from nas_mnist.stages.trial import EpochTrained, TrialEnded, TrialStarted
+from nas_mnist.study import shared as study
+from nas_mnist.study import space
+from nas_mnist.study.storage import Storage
+from nas_mnist.workers.local import Worker
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def settings(tmp_path, data_dir):
+    storage = Storage.parse(str(tmp_path / "s.db"))
+    return SearchSettings(storage, n_trials=2, epochs=2, train_images=300, data_dir=data_dir, warm_start=False)
+
+
+@pytest.fixture
+def few(images):
+    split = search_split(images, 300)
+    return replace(split, val=split.val.part(split.val.indices[::20]))
+
+
+def ask(settings, **parameters):
+    """A trial of a fresh study with these parameters and the lowest of the others."""
+    found = optuna.create_study(direction="maximize", pruner=search.pruner(settings))
+    lowest = {name: space._lowest(d) for name, d in space.distributions(settings.optimizer).items()}
+    found.enqueue_trial(lowest | parameters)
+    return found, found.ask()
+
+
+def test_objective_records_what_was_trained_and_returns_the_last_epochs(settings, few):
+    found, trial = ask(settings, convs_1=2, width_1_1=6, head="c10- G")
+    events = []
+    value = search.objective(trial, settings, few, CPU, events.append)
+    attributes = found.get_trials()[0].user_attrs
+    architecture = parse(attributes["architecture"])
+    assert attributes["n_parameters"] == architecture.n_parameters
+    assert attributes["n_macs"] == architecture.n_macs
+    assert attributes["receptive_field"] == architecture.receptive_field
+    assert "torch" in attributes["versions"] and attributes["device"] and attributes["seconds"] > 0
+    accuracies = [epoch["val_accuracy"] for epoch in attributes["epochs"]]
+    assert value == pytest.approx(sum(accuracies) / 2)
+    assert found.get_trials()[0].intermediate_values == {1: accuracies[0], 2: accuracies[1]}
+    assert [type(event) for event in events] == [TrialStarted, EpochTrained, EpochTrained]
+    assert found.get_trials()[0].constraints == {study.CONSTRAINT: architecture.n_parameters - 7999}
+
+
+def test_over_budget_candidate_is_recorded_but_never_trained(settings, few):
+    tight = replace(settings, max_params=100)
+    found, trial = ask(tight, blocks=3, convs_1=4)
+    events = []
+    with pytest.raises(optuna.TrialPruned, match="over the budget"):
+        search.objective(trial, tight, few, CPU, events.append)
+    recorded = found.get_trials()[0]
+    n_parameters = recorded.user_attrs["n_parameters"]
+    assert events == [] and n_parameters >= 100
+    assert recorded.constraints == {study.CONSTRAINT: n_parameters - 99}
+    assert set(recorded.params) == set(space.distributions())
+
+
+@pytest.mark.parametrize(("max_params", "feasible"), [(0, False), (1, True)])
+def test_budget_is_strictly_fewer(settings, few, max_params, feasible):
+    _, trial = ask(settings)
+    n = space.to_candidate(trial.user_attrs | _lowest(), max_params=8000, epochs=2).architecture.n_parameters
+    limited = replace(settings, max_params=n + max_params, epochs=1)
+    _, trial = ask(limited)
+    if feasible:
+        assert search.objective(trial, limited, few, CPU, lambda event: None) > 0
+    else:
+        with pytest.raises(optuna.TrialPruned):
+            search.objective(trial, limited, few, CPU, lambda event: None)
+
+
+def _lowest():
+    return {name: space._lowest(d) for name, d in space.distributions().items()}
+
+
+def test_loss_that_is_not_finite_prunes_with_the_reason(settings, few, monkeypatch):
+    monkeypatch.setattr("nas_mnist.training.loop.F.cross_entropy", lambda logits, *_, **__: logits.sum() * float("nan"))
+    found, trial = ask(settings)
+    with pytest.raises(optuna.TrialPruned):
+        search.objective(trial, settings, few, CPU, lambda event: None)
+    assert "loss was nan in epoch 1" in found.get_trials()[0].user_attrs["reason"]
+
+
+def scripted(curves, settings):
+    """Run curves of validation accuracy through the pruner, one after another; the epochs each was given."""
+    found = optuna.create_study(direction="maximize", pruner=search.pruner(settings))
+    given = []
+    for curve in curves:
+        trial = found.ask()
+        for number, accuracy in enumerate(curve, 1):
+            trial.report(accuracy, number)
+            if number < len(curve) and trial.should_prune():
+                found.tell(trial, state=TrialState.PRUNED)
+                break
+        else:
+            found.tell(trial, curve[-1])
+        given.append(number)
+    return given
+
+
+def test_pruner_stops_the_hopeless_and_never_the_best(settings):
+    good = [[0.97 + 0.002 * e + 0.0001 * i for e in range(15)] for i in range(12)]
+    hopeless = [0.90 + 0.002 * e for e in range(15)]
+    assert scripted([*good, hopeless, good[-1]], settings)[-2:] != [15, 15]
+    assert scripted([*good, hopeless, good[-1]], settings)[-1] == 15
+    assert scripted([*good, hopeless], replace(settings, prune=False))[-1] == 15
+
+
+def test_search_trains_exactly_the_asked_number_and_resumes(settings):
+    events = []
+
+    def run(n):
+        workers = [Worker(0, "cpu"), Worker(1, "cpu")]
+        return search.search(replace(settings, n_trials=n), workers, lambda worker, event: events.append(event))
+
+    first = run(3)
+    assert first.progress.trained == 3 and first.progress.running == first.progress.failed == 0
+    assert len([event for event in events if isinstance(event, TrialEnded) and not event.over_budget]) == 3
+    assert first.best[0].value >= first.best[-1].value
+    assert first.overhead is not None and 0 < first.overhead < 1
+    again = run(3)
+    assert again.progress == first.progress and again.epochs_trained == first.epochs_trained
+    assert again.overhead is None, "nothing was trained"
+    assert run(4).progress.trained == 4
+
+
+def test_reference_systems_are_enqueued_once_and_first(settings):
+    for _ in range(2):
+        search._prepare_study(replace(settings, warm_start=True))
+    trials = study.load(settings.storage.open(), settings.study_name).get_trials()
+    names = [trial.user_attrs["reference"] for trial in trials]
+    assert set(names) >= {"step-by-step", "lite-m4", "era1a7", "eva-drilldown"} and len(names) == len(set(names))
+    first = trials[names.index("step-by-step")].system_attrs["fixed_params"]
+    candidate = space.to_candidate(first, max_params=8000, epochs=2)
+    assert candidate.architecture.line == "c8 c16 M c8k1 c12 c16 c20 G c16k1 c10k1-"
+
+
+@pytest.mark.parametrize("max_params", [500, 1000, 5000])
+def test_reference_systems_over_the_budget_are_narrowed_to_it(max_params):
+    points = search.reference_points(max_params)
+    assert len(points) == len(search.reference_points(8000))
+    assert ("era1a7" in points) == (max_params == 5000) and "step-by-step, narrowed" in points
+    assert all(architecture.n_parameters < max_params for architecture in points.values())
+    assert max(architecture.n_parameters for architecture in points.values()) > 0.95 * max_params
+    for architecture in points.values():
+        space.to_parameters(space.Candidate(architecture, space.RECIPE))  # raises nothing: it is a point of the space
+
+
+def test_reference_systems_that_cannot_be_narrowed_are_left_out():
+    assert search.reference_points(100) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"max_params": 20}, BudgetError, "the smallest network of the space has 7[0-9]"),
+        ({"train_images": 50_001}, DataError, "2 to 50,000"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_written(settings, change, error, message):
+    with pytest.raises(error, match=message):
+        search.search(replace(settings, **change), [Worker(0, "cpu")], lambda worker, event: None)
+    assert not settings.storage.path.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_params": 7000},
+        {"epochs": 3},
+        {"train_images": 200},
+        {"optimizer": "adamw"},
+        {"dataset": DATASETS["qmnist"]},
+    ],
+)
+def test_study_of_another_search_is_refused(settings, change):
+    search._prepare_study(settings)
+    with pytest.raises(StudyError, match="cannot be compared"):
+        search._prepare_study(replace(settings, **change))
+
+
+def test_identity_of_a_search_on_mnist_is_that_of_the_studies_there_are(settings):
+    assert asdict(replace(settings, train_images=None, epochs=15).identity) == {
+        "dataset": "mnist",
+        "max_params": 8000,
+        "epochs": 15,
+        "train_images": 50_000,
+        "split": "fold 0 of 6, partition 0",
+        "optimizer": "soap",
+        "space": space.fingerprint("soap"),
+    }
+    assert replace(settings, dataset=DATASETS["emnist-digits"], train_images=None).identity.train_images == 200_000
+
+
+def test_same_seed_same_trial(settings, few):
+    def value(seed):
+        _, trial = ask(settings, convs_2=2)
+        return search.objective(trial, replace(settings, seed=seed), few, CPU, lambda event: None)
+
+    assert value(1) == value(1) != value(2)
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        ({}, ""),
+        ({"max_params": 1000, "prune": False}, " --max-params 1000 --no-prune"),
+        ({"dataset": DATASETS["kmnist"], "study_name": "nas-kmnist", "seed": 3}, " --dataset kmnist --seed 3"),
+        ({"study_name": "it's", "warm_start": False}, """ --study 'it'"'"'s' --no-warm-start"""),
+    ],
+)
+def test_command_of_a_search_asks_for_the_same_again_and_hides_the_password(change, options):
+    settings = SearchSettings(Storage("postgresql+psycopg://me:secret@host/db"), n_trials=7)
+    command = replace(settings, **change).command
+    assert "secret" not in command and command.startswith(
+        "nas-mnist search --storage 'postgresql+psycopg://me:***@host/db'"
+    )
+    assert sorted(shlex.split(command)[4:]) == sorted(shlex.split("--trials 7" + options))

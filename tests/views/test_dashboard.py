@@ -1,0 +1,138 @@
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import optuna
+import pytest
+
+from nas_mnist.data.images import load_train, search_split
+from nas_mnist.model.architecture import parse
+from nas_mnist.model.network import build
+from nas_mnist.stages import search
+from nas_mnist.stages.search import SearchSettings
+from nas_mnist.study import shared as study
+from nas_mnist.study.artifacts import MISTAKES, WEIGHTS, Artifacts
+from nas_mnist.study.storage import Storage
+from nas_mnist.training.loop import evaluate, find_mistakes
+from nas_mnist.views import dashboard
+from nas_mnist.workers.local import Worker
+
+PICTURES = {dashboard.CURVES, dashboard.PICTURE, dashboard.DRAWING, WEIGHTS, MISTAKES}
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory, data_dir):
+    """Three of the reference systems, trained a little, the weights of the best kept."""
+    storage = Storage.parse(str(tmp_path_factory.mktemp("searched") / "s.db"))
+    settings = SearchSettings(storage, n_trials=3, epochs=1, train_images=2000, data_dir=data_dir, keep_weights=1)
+    search.search(settings, [Worker(0, "cpu")], lambda worker, event: None)
+    dashboard.publish(storage, settings.study_name, data_dir)
+    return settings
+
+
+@pytest.fixture
+def server(searched, unused_port):
+    command = ["dashboard", "--port", str(unused_port), "--storage", str(searched.storage)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "nas_mnist", *command, "--data-dir", str(searched.data_dir)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        try:
+            assert f"http://127.0.0.1:{unused_port}/" in process.stdout.readline()
+            url = f"http://127.0.0.1:{unused_port}"
+            fetch(f"{url}/api/studies")
+            yield url
+        finally:
+            process.terminate()
+
+
+def fetch(url):
+    """The answer's text, from a server that may still be starting."""
+    for _ in range(600):
+        try:
+            with urlopen(url) as response:
+                return response.read().decode()
+        except URLError:
+            time.sleep(0.1)
+    raise TimeoutError(url)
+
+
+def files_by_trial(settings):
+    found = study.load(settings.storage.open(), settings.study_name)
+    artifacts = Artifacts(found, settings.storage.artifacts)
+    return {trial.number: artifacts.of(trial) for trial in found.get_trials() if "architecture" in trial.user_attrs}
+
+
+def test_best_keep_weights_and_pictures_and_every_trial_its_drawing(searched):
+    files = files_by_trial(searched)
+    best = study.load(searched.storage.open(), searched.study_name).best_trial.number
+    assert files[best].keys() == PICTURES
+    assert all(names.keys() == {dashboard.DRAWING} for number, names in files.items() if number != best)
+    on_disk = {path.name for path in searched.storage.artifacts.iterdir()}
+    assert on_disk == {artifact_id for names in files.values() for artifact_id in names.values()}
+
+
+def test_mistakes_of_the_best_are_those_of_its_weights(searched):
+    found = study.load(searched.storage.open(), searched.study_name)
+    best, artifacts = found.best_trial, Artifacts(found, searched.storage.artifacts)
+    network = build(parse(best.user_attrs["architecture"]), seed=0)
+    network.load_state_dict(artifacts.weights_of(best))
+    images = search_split(load_train(searched.data_dir)).val
+    mistakes = artifacts.mistakes_of(best)
+    assert mistakes == find_mistakes(network, images)
+    assert 1 - len(mistakes) / len(images) == pytest.approx(evaluate(network, images)[1])
+    assert all(images.labels[i] == label != prediction for i, label, prediction in mistakes)
+    assert {i for i, _, _ in mistakes} <= set(images.indices.tolist())
+
+
+def test_publishing_again_changes_nothing(searched):
+    before = files_by_trial(searched)
+    dashboard.publish(searched.storage, searched.study_name, searched.data_dir)
+    assert files_by_trial(searched) == before
+
+
+def test_leaderboard_note_and_pictures_appear_in_a_browser(searched, server, page, screenshots):
+    best = study.load(searched.storage.open(), searched.study_name).best_trial
+    page.goto(f"{server}/dashboard/studies/1/note")
+    page.get_by_role("heading", name="Leaderboard").wait_for()
+    page.get_by_role("cell", name=f"{best.value:.2%}").wait_for()
+    page.screenshot(path=screenshots / "dashboard-study-note.png")
+    page.goto(f"{server}/dashboard/studies/1/trials?numbers={best.number}")
+    drawing = page.locator(f"img[alt='{best.user_attrs['architecture'].partition(' |')[0]}']")
+    is_loaded = "image => image.complete && image.naturalWidth > 300"
+    page.wait_for_function(is_loaded, arg=drawing.element_handle())
+    page.get_by_text("multiply-adds for an image").wait_for()
+    curves = page.locator("img[src^='/artifacts/']").nth(1)
+    curves.scroll_into_view_if_needed()
+    page.wait_for_function(is_loaded, arg=curves.element_handle())
+    page.set_viewport_size({"width": 1600, "height": 1900})
+    page.screenshot(path=screenshots / "dashboard-trial.png")
+    assert page.complaints == []
+
+
+def test_reader_never_breaks_a_search_that_runs(searched, server):
+    """The dashboard is polled as fast as it answers while two workers report to the same SQLite file."""
+    settings, answers, stop = searched, [], threading.Event()
+
+    def poll():
+        while not stop.is_set():
+            answers.append(fetch(f"{server}/api/studies/1?after=0"))
+
+    client = threading.Thread(target=poll)
+    client.start()
+    try:
+        while len(answers) <= 20 and client.is_alive():  # once, unless the answers come slowly
+            settings = replace(settings, n_trials=settings.n_trials + 4)
+            summary = search.search(settings, [Worker(0, "cpu"), Worker(1, "cpu")], lambda worker, event: None)
+    finally:
+        stop.set()
+        client.join()
+    assert summary.progress.trained == settings.n_trials and summary.progress.running == summary.progress.failed == 0
+    assert len(answers) > 20 and all('"trials"' in answer for answer in answers)
+    assert all(trial.state != optuna.trial.TrialState.RUNNING for trial in summary.best)

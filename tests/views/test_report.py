@@ -1,0 +1,303 @@
+"""The report of a study: what the page says, and how it looks in a real browser."""
+
+import re
+from itertools import pairwise
+
+import pypdfium2
+import pytest
+from PIL import Image
+from synthetic import confirm_trial, draw_trial, draw_trials, new_study, retrain_trial
+
+from nas_mnist.cli import main as cli
+from nas_mnist.data.datasets import DATASETS
+from nas_mnist.errors import NasMnistError, StudyError
+from nas_mnist.stages.search import leaderboard
+from nas_mnist.study import shared as study
+from nas_mnist.study.storage import Storage
+from nas_mnist.views import report as study_report
+
+SECTIONS = {
+    "summary": "Summary",
+    "accuracy": "Accuracy against parameters",
+    "candidates": "Best candidates",
+    "confirmation": "Confirmation",
+    "retraining": "Retraining",
+    "history": "Optimisation history",
+    "curves": "Learning curves",
+    "epochs": "Epochs spent",
+    "importance": "Parameter importance",
+    "budget": "Over budget",
+    "timeline": "Timeline",
+    "failures": "Failures",
+    "settings": "Settings",
+}
+FIGURES = ("accuracy", "history", "curves", "epochs", "importance", "budget", "timeline")
+HOSTILE = """"><script>window.broken=1</script></script>'<img src=x onerror="window.broken=1">"""
+
+
+@pytest.fixture(scope="module")
+def long_search():
+    return new_study(draw_trials(300))
+
+
+@pytest.fixture(scope="module")
+def report_file(long_search, tmp_path_factory):
+    """The page of a search of 300 trials with everything there can be in it."""
+    best = leaderboard(long_search.get_trials(deepcopy=False))
+    ranking = [confirm_trial(best[0]), confirm_trial(best[1]), confirm_trial(best[2], given_up=True)]
+    path = tmp_path_factory.mktemp("report") / "index.html"
+    path.write_text(study_report.page(long_search, ranking, [retrain_trial(best[0])]), encoding="utf-8")
+    return path
+
+
+def _text(html: str) -> str:
+    """What a reader sees before the figures are drawn."""
+    body = html[html.index("<body>") : html.index('<script type="application/json"')]
+    return " ".join(re.sub("<[^>]*>", " ", body).split())
+
+
+def _section(html: str, name: str) -> str:
+    start = html.index(f'<section id="{name}">')
+    return html[start : html.index("</section>", start)]
+
+
+# --- what it says ----------------------------------------------------------------------------------------------------
+
+
+def test_the_summary_counts_what_became_of_the_trials(long_search, report_file):
+    trials = long_search.get_trials(deepcopy=False)
+    now = study.progress(trials)
+    summary = _text("<body>" + _section(report_file.read_text(), "summary") + '<script type="application/json"')
+    best = leaderboard(trials)[0]
+    epochs = sum(len(t.intermediate_values) for t in trials if study.is_trained(t))
+    for fact in (
+        f"best {best.value:.2%} of the validation images with {best.user_attrs['n_parameters']:,} parameters",
+        f"trained {now.trained} trials: {now.trained - now.pruned} to the end, {now.pruned} stopped early, 1 of these",
+        f"over budget {now.over_budget} of 300 drawn",
+        "under way 2 running, 0 waiting",
+        f"epochs {epochs:,} trained, {now.trained * 15 - epochs:,} saved by pruning",
+        "± 0.01 (n = 4) of fresh folds",
+        "± 0.02 (n = 3) of the test set",
+    ):
+        assert fact in summary, fact
+
+
+def test_settings_tell_what_makes_the_study_comparable_and_where_it_ran(long_search, report_file):
+    settings = _section(report_file.read_text(), "settings")
+    for value in (*long_search.user_attrs["identity"].values(), "a processor", "torch 2.15.0"):
+        assert (f"{value:,}" if isinstance(value, int) else value) in settings
+
+
+def test_each_of_the_best_has_a_drawing_its_line_and_its_recipe(long_search, report_file):
+    section = _section(report_file.read_text(), "candidates")
+    best = leaderboard(long_search.get_trials(deepcopy=False))[:10]
+    assert section.count("<svg") == section.count("<article") == 10
+    for trial in best:
+        assert f"<code>{trial.user_attrs['architecture']}</code>" in section
+        assert f"learning rate <b>{trial.user_attrs['recipe']['learning_rate']:.4g}</b>" in section
+
+
+def test_another_dataset_is_named_and_has_no_reference_systems():
+    html = study_report.page(new_study([draw_trial(0)], dataset=DATASETS["kmnist"]))
+    assert "the best network on Kuzushiji-MNIST" in html and "published" not in _section(html, "accuracy")
+    assert "eva-drilldown" not in html
+
+
+def test_the_standard_error_is_that_of_the_validation_images():
+    assert study_report._standard_error(0.995, 10_000) == "0.071"
+    html = study_report.page(new_study([draw_trial(0)]))
+    assert "10,000 <em>validation</em>" in html
+
+
+def test_failures_come_with_their_reason(report_file):
+    assert "the training loss was nan" in _section(report_file.read_text(), "failures")
+
+
+@pytest.mark.parametrize("outcomes", [[], ["finished"], ["pruned"] * 6, ["over budget"], ["failed"], ["running"]])
+def test_what_cannot_be_drawn_is_a_sentence_that_says_why(outcomes):
+    trials = [draw_trial(number, outcome) for number, outcome in enumerate(outcomes)]
+    html = study_report.page(new_study(trials))
+    for name in FIGURES:
+        section = _section(html, name)
+        missing = re.findall('<p class="missing">(.*)</p>', section)
+        assert ('class="plot"' in section) != bool(missing)
+        assert all(sentence.endswith(".") and len(sentence) > 20 for sentence in missing)
+    assert ("no leaderboard" in html) == ("finished" not in outcomes)
+
+
+def test_a_study_that_is_no_search_is_refused():
+    found = new_study()
+    found.set_user_attr("identity", {"dataset": "mnist", "folds": 6})
+    with pytest.raises(StudyError, match="is not a search"):
+        study_report.page(found)
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_one_file_and_replaces_its_own(tmp_path, capsys):
+    new_study([draw_trial(0)], path=tmp_path / "s.db")
+    out = tmp_path / "deep" / "report"
+    command = ["report", "--storage", str(tmp_path / "s.db"), "--out", str(out)]
+    assert cli.main(command) == 0 and cli.main(command) == 0
+    assert [path.name for path in out.iterdir()] == ["index.html"]
+    assert re.search(r"index.html: \d\.\d MB", capsys.readouterr().out)
+    assert (out / "index.html").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_page_of_someone_else_is_not_lost(tmp_path):
+    new_study(path=tmp_path / "s.db")
+    (tmp_path / "index.html").write_text("<h1>mine</h1>")
+    with pytest.raises(NasMnistError, match="is no report and must not be lost"):
+        study_report.write(Storage.parse(str(tmp_path / "s.db")), "nas-mnist", tmp_path)
+    assert (tmp_path / "index.html").read_text() == "<h1>mine</h1>"
+
+
+def test_a_folder_that_is_a_file_is_one_clear_line(tmp_path):
+    new_study(path=tmp_path / "s.db")
+    (tmp_path / "report").write_text("")
+    with pytest.raises(NasMnistError, match="must be a folder that can be written"):
+        study_report.write(Storage.parse(str(tmp_path / "s.db")), "nas-mnist", tmp_path / "report")
+
+
+def test_a_page_that_cannot_be_written_whole_is_not_there(tmp_path, monkeypatch):
+    new_study(path=tmp_path / "s.db")
+    out = tmp_path / "report"
+    monkeypatch.setattr(study_report.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "no space")))
+    with pytest.raises(NasMnistError, match="no space"):
+        study_report.write(Storage.parse(str(tmp_path / "s.db")), "nas-mnist", out)
+    assert list(out.iterdir()) == []
+
+
+# --- in a browser ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def open_page(page):
+    """Open a page and wait until its figures are drawn; what it asks the network for is in `page.requests`."""
+    page.requests = []
+    page.on("request", lambda request: page.requests.append(request.url))
+    page.on("console", lambda message: page.complaints.append(message.text))  # warnings too
+
+    def open_page(path, **viewport):
+        if viewport:
+            page.set_viewport_size(viewport)
+        page.goto(path.as_uri())
+        _wait_until(page, "Object.keys(figures).every(n => document.querySelector(`#figure-${n} .main-svg`))")
+        return page
+
+    return open_page
+
+
+def _wait_until(page, condition: str) -> None:
+    """Playwright's own `wait_for_function` needs what the page forbids itself: to run text as a script."""
+    for _ in range(1200):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"never true: {condition}")
+
+
+def test_everything_appears_and_nothing_is_fetched(report_file, open_page, screenshots):
+    page = open_page(report_file)
+    for name, title in SECTIONS.items():
+        assert page.locator(f"section#{name} h2").first.inner_text() == title
+        assert page.locator(f"nav a[href='#{name}']").count() == 1
+    for name in FIGURES:
+        assert page.locator(f"#figure-{name} .trace, #figure-{name} .bars .point").count() > 0
+    page.screenshot(path=screenshots / "report-desktop.png", full_page=True)
+    assert page.complaints == [] and page.requests == [report_file.as_uri()]
+
+
+def test_hovering_a_point_names_the_trial(report_file, open_page):
+    page = open_page(report_file)
+    page.locator("#figure-history").scroll_into_view_if_needed()
+    box = page.locator("#figure-history .scatterlayer .trace:nth-child(2) .point").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_selector("#figure-history .hoverlayer .hovertext")
+    assert re.match(r"trial \d+: 9\d\.\d\d%, [\d,]+ parameters", page.text_content("#figure-history .hovertext"))
+
+
+def test_no_button_sends_the_study_anywhere(report_file, open_page):
+    titles = open_page(report_file).locator(".modebar-btn").evaluate_all("all => all.map(b => b.dataset.title)")
+    assert len(titles) == 4 * len(FIGURES)
+    assert not [title for title in titles if re.search("cloud|share|link|edit|upload", title, re.IGNORECASE)]
+
+
+def test_a_phone_shows_it_without_scrolling_sideways(report_file, open_page, screenshots):
+    page = open_page(report_file, width=390, height=844)
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.screenshot(path=screenshots / "report-phone-dark.png", full_page=True)
+    assert page.complaints == []
+
+
+@pytest.mark.parametrize("width", [390, 768, 1280])
+def test_labels_of_an_axis_overlap_nowhere_and_legends_are_whole(report_file, open_page, width):
+    page = open_page(report_file, width=width, height=900)
+    for name in FIGURES:
+        for axis, low, high in (("xtick", "left", "right"), ("ytick", "top", "bottom")):
+            boxes = page.locator(f"#figure-{name} .{axis} text").evaluate_all(BOXES)
+            boxes.sort(key=lambda box: box[low])
+            assert boxes and all(a[high] <= b[low] + 1 for a, b in pairwise(boxes)), (name, axis)
+        (figure,) = page.locator(f"#figure-{name}").evaluate_all(BOXES)
+        for box in page.locator(f"#figure-{name} :is(.legendtext, .xtitle, .ytitle, .bartext)").evaluate_all(BOXES):
+            assert box["left"] >= figure["left"] and box["right"] <= figure["right"], name
+            assert box["top"] >= figure["top"] and box["bottom"] <= figure["bottom"] + 1, name
+
+
+BOXES = "all => all.map(e => (({left, right, top, bottom}) => ({left, right, top, bottom}))(e.getBoundingClientRect()))"
+
+
+def test_dark_readers_get_dark_figures_and_paper_gets_light_ones(report_file, open_page):
+    page = open_page(report_file)
+    ink = "getComputedStyle(document.querySelector('#figure-history .xtick text')).fill"
+    light = page.evaluate(ink)
+    page.emulate_media(color_scheme="dark")
+    _wait_until(page, f"{ink} !== '{light}'")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    _wait_until(page, f"{ink} === '{light}'")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    _wait_until(page, f"{ink} !== '{light}'")
+
+
+def test_printed_figures_stay_on_one_page_with_their_titles(report_file, open_page, screenshots):
+    pdf = screenshots / "report.pdf"
+    page = open_page(report_file)
+    page.pdf(path=pdf, format="A4", print_background=True)
+    assert page.complaints == []
+    document = pypdfium2.PdfDocument(pdf)
+    pages = [sheet.get_textpage().get_text_range() for sheet in document]
+    for title, axis in (("Optimisation history", "best so far"), ("Parameter importance", "share of the importance")):
+        assert [axis in text for text in pages if title in text] == [True], title
+    sheets = [sheet.render(scale=1).to_pil() for sheet in document]
+    width, height = sheets[0].size
+    overview = Image.new("RGB", (4 * width, -(-len(sheets) // 4) * height), "gray")
+    for i, sheet in enumerate(sheets):
+        overview.paste(sheet, (i % 4 * width, i // 4 * height))
+    overview.save(screenshots / "report-print.png")
+    assert all(sheet.getbbox() for sheet in sheets)
+
+
+def test_text_from_the_database_is_never_run(open_page, tmp_path):
+    trials = [draw_trial(0), draw_trial(1, "diverged")]
+    trials[0].set_user_attr("architecture", HOSTILE)
+    trials[0].set_user_attr("reference", HOSTILE)
+    trials[0].set_user_attr("device", HOSTILE)
+    trials[1].set_user_attr("reason", HOSTILE)
+    path = tmp_path / "index.html"
+    path.write_text(study_report.page(new_study(trials, name=HOSTILE)), encoding="utf-8")
+    page = open_page(path)
+    assert page.inner_text("h1") == f"Study {HOSTILE}"
+    assert HOSTILE in page.inner_text("#failures") and HOSTILE in page.inner_text("#settings")
+    assert "no architecture, so it is not drawn" in page.inner_text("#candidates")
+    assert page.evaluate("window.broken") is None
+    assert page.complaints == [] and page.requests == [path.as_uri()]
+
+
+def test_the_page_forbids_itself_other_scripts_and_the_network(report_file, open_page):
+    page = open_page(report_file)
+    page.evaluate("document.body.append(Object.assign(document.createElement('script'), {text: 'window.broken = 1'}))")
+    assert page.evaluate("window.broken") is None
+    assert page.evaluate("fetch('http://127.0.0.1:9/').then(() => 'fetched', () => 'refused')") == "refused"
+    assert sum("Content Security Policy" in complaint for complaint in page.complaints) >= 2
