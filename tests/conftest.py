@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from nas_mnist.data import images as data
+from nas_mnist.data.folds import search_split
+from nas_mnist.data.unpacking import prepare
 
 torch.set_num_threads(1)
 # A shell starts background jobs with Ctrl-C ignored, and whatever they start inherits that; the tests send it for real.
@@ -19,7 +21,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    data.prepare(folder)
+    prepare(folder)
     return folder
 
 
@@ -42,11 +44,12 @@ def retrained(data_dir, images):
     from nas_mnist.model.network import build
     from nas_mnist.stages.retrain import Retrained, Run
     from nas_mnist.study.space import Candidate
-    from nas_mnist.training.loop import Recipe, train
+    from nas_mnist.training.loop import train
+    from nas_mnist.training.recipe import Recipe
 
     candidate = Candidate(parse("c8 M c12 M c16 G c10k1- | dropout=0.02"), Recipe(epochs=3, learning_rate=0.3))
     network = build(candidate.architecture, seed=0)
-    few = data.search_split(images, 6000).train
+    few = search_split(images, 6000).train
     epochs = tuple(train(network, candidate.recipe, few, data.load_test(data_dir), seed=0))
     weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     return Retrained(candidate, 7, 0.95, None, (Run(0, epochs, 1.0, "CPU", "torch"),), weights)

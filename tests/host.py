@@ -20,7 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas_mnist.study import shared as study
 from nas_mnist.study.storage import Storage
-from nas_mnist.workers.local import Progress, Worker, run_workers
+from nas_mnist.workers.events import Progress, Worker
+from nas_mnist.workers.local import run_workers
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 1, 10
 N_REPORTS, REPORT_SECONDS = 5, 0.2

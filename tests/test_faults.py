@@ -30,7 +30,8 @@ from nas_mnist.study.artifacts import Artifacts
 from nas_mnist.study.shared import SharedStudy
 from nas_mnist.study.storage import LOCK_TIMEOUT_SECONDS, Storage, experimental
 from nas_mnist.views import tables as report
-from nas_mnist.workers.local import Progress, Worker, WorkerDied, WorkerFailed, run_workers
+from nas_mnist.workers.events import Progress, Worker, WorkerDied, WorkerFailed
+from nas_mnist.workers.local import run_workers
 from nas_mnist.workers.signals import stopped_once
 
 TWO = [Worker(0, "cpu"), Worker(1, "cpu")]

@@ -26,7 +26,8 @@ from nas_mnist.study import ownership
 from nas_mnist.study import shared as study
 from nas_mnist.study.shared import SharedStudy
 from nas_mnist.study.storage import STORAGE_ERRORS, Outage, OutageEnded, Storage, _PatientConnect
-from nas_mnist.workers.local import Worker, WorkerDied, run_workers
+from nas_mnist.workers.events import Worker, WorkerDied
+from nas_mnist.workers.local import run_workers
 
 QUICK = ["--trials", "4", "--epochs", "2", "--train-images", "300", "--workers", "1", "--no-warm-start"]
 

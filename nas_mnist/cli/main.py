@@ -169,7 +169,7 @@ def _storage(arguments):
 
 
 def _data_dir(arguments) -> Path:
-    from nas_mnist.data.images import default_data_dir
+    from nas_mnist.data.unpacking import default_data_dir
 
     return arguments.data_dir or default_data_dir()
 
@@ -506,6 +506,8 @@ def _find_lr(arguments) -> int:
     from rich.progress import track
 
     from nas_mnist.data import images as data
+    from nas_mnist.data.folds import search_split
+    from nas_mnist.data.unpacking import prepare
     from nas_mnist.model import zoo
     from nas_mnist.study import space
     from nas_mnist.training import lr_finder
@@ -517,8 +519,8 @@ def _find_lr(arguments) -> int:
     if arguments.out:
         report.check_figure_path(arguments.out)
     plan_workers(1, [arguments.device])
-    data.prepare(_data_dir(arguments), _dataset(arguments))
-    images = data.search_split(data.load_train(_data_dir(arguments), _dataset(arguments))).train
+    prepare(_data_dir(arguments), _dataset(arguments))
+    images = search_split(data.load_train(_data_dir(arguments), _dataset(arguments))).train
     recipe = space.reference_recipe(arguments.optimizer)
     steps = lr_finder.range_test(architecture, recipe, images, rates, seed=arguments.seed, device=arguments.device)
     progress = Console(stderr=True)

@@ -1,41 +1,22 @@
-"""A dataset as tensors: unpacked once, memory-mapped by every process, split by a fixed seed.
+"""A dataset as tensors: unpacked once, memory-mapped by every process.
 
-torchvision's own class of the dataset downloads and reads the files; those in the data folder stand before its mirrors,
-and MNIST's own come with this package. The images are then kept as `.npy` files and mapped copy-on-write, so that all
-workers of a machine share one copy of them in memory and none waits for another.
+The images are kept as `.npy` files and mapped copy-on-write, so that all workers of a machine share one copy of them in
+memory and none waits for another.
 """
 
-import contextlib
-import gzip
-import hashlib
-import io
 import json
-import math
-import os
-import shutil
-import sys
-import tempfile
-import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from http.client import HTTPException
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from nas_mnist.data.datasets import MNIST, Dataset, Normalisation
 from nas_mnist.errors import DataError
 
-N_FOLDS = 6  # of MNIST 50,000 images to train, 10,000 to validate
-SEARCH_PARTITION, CONFIRM_PARTITION = 0, 1  # seeds: what the search was chosen on is not what it is confirmed on
-
-_PACKAGED = Path(__file__).parent / "mnist"
-_ARRAYS = tuple(f"{name}.npy" for name in ("train_images", "train_labels", "test_images", "test_labels"))
-_NORMALISATION = "normalisation.json"
+NORMALISATION_FILE = "normalisation.json"
 
 
 @dataclass(frozen=True)
@@ -77,40 +58,6 @@ class Images:
         )
 
 
-@dataclass(frozen=True)
-class Split:
-    """Images to train on and images to validate on; they have none in common."""
-
-    train: Images
-    val: Images
-
-
-def default_data_dir() -> Path:
-    """`$NAS_MNIST_DATA`, or `nas-mnist` in the user's cache folder."""
-    if "NAS_MNIST_DATA" in os.environ:
-        return Path(os.environ["NAS_MNIST_DATA"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nas-mnist"
-
-
-def prepare(data_dir: Path, dataset: Dataset = MNIST) -> None:
-    """Unpack the dataset into `data_dir` unless it is there; safe when many processes do so at once.
-
-    Raises `DataError` if a file is missing or damaged, cannot be downloaded, or the folder cannot be written.
-    """
-    folder = data_dir / dataset.name
-    try:
-        if not folder.exists():
-            data_dir.mkdir(parents=True, exist_ok=True)
-            with FileLock(data_dir / f"{dataset.name}.lock"):
-                if not folder.exists():
-                    _unpack(dataset, data_dir, folder)
-    except OSError as error:
-        raise DataError(
-            f"the data folder must be writable; {data_dir}: {error.strerror or error}: name another with --data-dir"
-        ) from error
-    _verify(dataset, folder)
-
-
 def load_train(data_dir: Path, dataset: Dataset = MNIST) -> Images:
     """All training images, memory-mapped."""
     return _load(dataset, data_dir / dataset.name, "train")
@@ -123,187 +70,11 @@ def load_test(data_dir: Path, dataset: Dataset = MNIST) -> Images:
     return _load(dataset, data_dir / dataset.name, "test")
 
 
-def checksums(data_dir: Path, dataset: Dataset = MNIST) -> dict[str, str]:
-    """The md5 of each file, as written when the data was unpacked."""
-    lines = (data_dir / dataset.name / "md5").read_text().splitlines()
-    return {name: digest for digest, name in (line.split() for line in lines)}
-
-
-def n_search_images(dataset: Dataset) -> int:
-    """How many images the search has to train on: all but one fold."""
-    return dataset.n_train_images - math.ceil(dataset.n_train_images / N_FOLDS)
-
-
-def fold(images: Images, number: int, *, partition: int, n_folds: int = N_FOLDS) -> Split:
-    """Fold `number` of a stratified partition: every class is spread evenly over the folds, to within one image.
-
-    With 6 folds of 60,000 images a fold validates on 10,000. `partition` seeds the shuffle.
-    """
-    order = _by_class(images, partition)
-    held_out = torch.arange(len(order)) % n_folds == number
-    return Split(images.part(order[~held_out]), images.part(order[held_out]))
-
-
-def search_split(images: Images, n_train_images: int | None = None) -> Split:
-    """The fixed split that the search sees: a fold to validate and all others to train, or `n_train_images` of them.
-
-    Raises `DataError` if there are not that many.
-    """
-    split = fold(images, 0, partition=SEARCH_PARTITION)
-    if n_train_images is None or n_train_images == len(split.train):
-        return split
-    if not 2 <= n_train_images <= len(split.train):
-        raise DataError(f"there are 2 to {len(split.train):,} training images to choose from, not {n_train_images:,}")
-    spread = torch.arange(n_train_images) * len(split.train) // n_train_images
-    return Split(images.part(split.train.indices[spread]), split.val)
-
-
-def _by_class(images: Images, seed: int) -> Tensor:
-    """The indices shuffled, then grouped by class, so that every n-th of them is a stratified sample."""
-    shuffled = images.indices[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))]
-    return shuffled[torch.sort(images.labels[shuffled], stable=True).indices]
-
-
-def _unpack(dataset: Dataset, data_dir: Path, folder: Path) -> None:
-    """Into a temporary folder, then renamed: a folder that exists is whole."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{dataset.name}-", dir=data_dir))
-    try:
-        _fetch(dataset, data_dir, temporary)
-        unpacked = temporary / "arrays"
-        unpacked.mkdir()
-        for train, name in ((True, "train"), (False, "test")):
-            images, labels = _read(dataset, data_dir, temporary, train)
-            np.save(unpacked / f"{name}_images.npy", images)
-            np.save(unpacked / f"{name}_labels.npy", labels)
-            if train and dataset.normalisation is None:
-                (unpacked / _NORMALISATION).write_text(json.dumps(asdict(measure(images))) + "\n")
-        (unpacked / "md5").write_text("".join(f"{_md5(unpacked / name)}  {name}\n" for name in _files(dataset)))
-        unpacked.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _fetch(dataset: Dataset, data_dir: Path, root: Path) -> None:
-    """The raw files where torchvision looks for them below `root`: the user's, the package's, or its mirrors'.
-
-    The user's are copied, because torchvision would write over those that it takes for damaged.
-    """
-    raw = root / dataset.loader / "raw"
-    raw.mkdir(parents=True)
-    own = data_dir / dataset.loader / "raw"
-    there = _raw_files(dataset, own) or (_raw_files(dataset, _PACKAGED) if dataset == MNIST else {})
-    if not there:
-        _download(dataset, data_dir, root)
-        return
-    for name in dataset.files:
-        if name not in there:
-            raise DataError(f"{dataset.title} is not whole in {own}: {_advice(dataset, data_dir)}")
-        with _explained(dataset, data_dir), _open(there[name]) as source, (raw / name).open("wb") as copy:
-            shutil.copyfileobj(source, copy)
-
-
-def _raw_files(dataset: Dataset, folder: Path) -> dict[str, Path]:
-    """Those of the dataset's files that are in the folder, packed or not."""
-    candidates = ((name, folder / f"{name}{suffix}") for name in dataset.files for suffix in (".gz", ""))
-    return {name: path for name, path in candidates if path.exists()}
-
-
-def _open(path: Path) -> BinaryIO:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-
-
-def _download(dataset: Dataset, data_dir: Path, root: Path) -> None:
-    if sys.stderr.isatty():  # it may take minutes, and torchvision's own progress bars would run through the display
-        print(f"downloading {dataset.title} …", file=sys.stderr, flush=True)
-    try:
-        for train in (True, False):
-            _torchvision(dataset, root, train, download=True)
-    except (RuntimeError, OSError, HTTPException) as error:
-        raise DataError(
-            f"{dataset.title} could not be downloaded ({_reason(error)}): {_advice(dataset, data_dir)}"
-        ) from error
-
-
-def _read(dataset: Dataset, data_dir: Path, root: Path, train: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 28, 28) uint8, upright, and labels (N,) int64."""
-    with _explained(dataset, data_dir):
-        found = _torchvision(dataset, root, train)
-        images = found.data.mT if dataset.transposed else found.data
-        labels = found.targets[:, 0] if found.targets.ndim == 2 else found.targets  # behind a class QMNIST has more
-        n_images = dataset.n_train_images if train else dataset.n_test_images
-        if images.shape != (n_images, 28, 28) or labels.shape != (n_images,):
-            raise ValueError(f"{len(images):,} images and {len(labels):,} labels, not {n_images:,}")
-        if not 0 <= labels.min() <= labels.max() < len(dataset.classes):
-            raise ValueError(f"labels from {labels.min()} to {labels.max()}, not 0 to 9")
-    return images.contiguous().numpy(), labels.contiguous().numpy()
-
-
-def _torchvision(dataset: Dataset, root: Path, train: bool, *, download: bool = False):
-    import torchvision.datasets  # 4 s to import, and needed once
-
-    split = {"split": dataset.split} if dataset.split else {}
-    with contextlib.redirect_stderr(io.StringIO()):
-        return getattr(torchvision.datasets, dataset.loader)(root, train=train, download=download, **split)
-
-
-@contextlib.contextmanager
-def _explained(dataset: Dataset, data_dir: Path) -> Iterator[None]:
-    """What torchvision and gzip say of a damaged file, as one line."""
-    try:
-        yield
-    except (RuntimeError, ValueError, TypeError, LookupError, AssertionError, EOFError, OSError, zlib.error) as error:
-        raise DataError(
-            f"the files of {dataset.title} must be the four original ones; reading them failed ({_reason(error)}): "
-            f"{_advice(dataset, data_dir)}"
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-
-
-def _advice(dataset: Dataset, data_dir: Path) -> str:
-    *names, last = (f"{name}.gz" for name in dataset.files)
-    return f"put {', '.join(names)} and {last} from {dataset.source} into {data_dir / dataset.loader / 'raw'}"
-
-
-def measure(images: np.ndarray) -> Normalisation:
-    """Mean and standard deviation of images (N, 28, 28) uint8, to four decimals like those of MNIST."""
-    counts = sum(np.bincount(part.ravel(), minlength=256) for part in np.array_split(images, 100))
-    shades = np.arange(256) / 255
-    mean = np.average(shades, weights=counts)
-    std = np.sqrt(np.average((shades - mean) ** 2, weights=counts))
-    return Normalisation(round(float(mean), 4), round(float(std), 4))
-
-
-def _files(dataset: Dataset) -> tuple[str, ...]:
-    """What is in a folder of unpacked data, besides the checksums."""
-    return _ARRAYS if dataset.normalisation else (*_ARRAYS, _NORMALISATION)
-
-
-def _verify(dataset: Dataset, folder: Path) -> None:
-    try:
-        lines = [line.split() for line in (folder / "md5").read_text().splitlines()]
-        damaged = [name for digest, name in lines if _md5(folder / name) != digest]
-        damaged += ["md5"] * (tuple(name for _, name in lines) != _files(dataset))
-    except (OSError, ValueError) as error:
-        damaged = [getattr(error, "filename", None) or "md5"]
-    if damaged:
-        raise DataError(
-            f"{dataset.title} in {folder} is damaged ({Path(damaged[0]).name}): delete that folder and run again"
-        )
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
 def _load(dataset: Dataset, folder: Path, name: str) -> Images:
     try:
         pixels = np.load(folder / f"{name}_images.npy", mmap_mode="c")
         labels = np.load(folder / f"{name}_labels.npy")
-        normalisation = dataset.normalisation or Normalisation(**json.loads((folder / _NORMALISATION).read_text()))
+        normalisation = dataset.normalisation or Normalisation(**json.loads((folder / NORMALISATION_FILE).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise DataError(
             f"{dataset.title} in {folder} cannot be read ({error}): delete that folder and run again"

@@ -33,7 +33,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from nas_mnist.data.datasets import MNIST, Dataset
-from nas_mnist.data.images import Images, checksums, load_test, load_train, prepare
+from nas_mnist.data.images import Images, load_test, load_train
+from nas_mnist.data.unpacking import checksums, prepare
 from nas_mnist.errors import BudgetError, SolutionError
 from nas_mnist.model.network import Network, build, count_parameters
 from nas_mnist.solution import demo
@@ -45,7 +46,7 @@ from nas_mnist.study import shared as study
 from nas_mnist.study.storage import Storage
 from nas_mnist.task import MAX_PARAMS, TARGET_ACCURACY
 from nas_mnist.training.augmentation import augment, normalise
-from nas_mnist.training.loop import predict
+from nas_mnist.training.evaluation import predict
 from nas_mnist.views import figures
 
 OPSET = 18

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from nas_mnist.data.datasets import MNIST
-from nas_mnist.data.images import n_search_images
+from nas_mnist.data.folds import n_search_images
 from nas_mnist.stages.retrain import Retrained
 from nas_mnist.study.space import RECIPE
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS

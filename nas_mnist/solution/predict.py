@@ -15,14 +15,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from nas_mnist.data.datasets import DATASETS, MNIST, Dataset, Normalisation
-from nas_mnist.data.images import load_test, prepare
+from nas_mnist.data.images import load_test
+from nas_mnist.data.unpacking import prepare
 from nas_mnist.errors import NasMnistError, SolutionError
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.network import Network, build
 from nas_mnist.solution.codegen import weight_names
 from nas_mnist.solution.preprocess import on_paper
 from nas_mnist.solution.preprocess import prepare as prepare_digit
-from nas_mnist.training.loop import evaluate
+from nas_mnist.training.evaluation import evaluate
 
 RECORD, WEIGHTS = "solution.json", "weights.safetensors"
 SEAL = "sha256_of_the_above"  # key of the record

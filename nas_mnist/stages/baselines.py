@@ -17,7 +17,9 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from nas_mnist.data.datasets import MNIST, Dataset
-from nas_mnist.data.images import Split, load_test, load_train, prepare, search_split
+from nas_mnist.data.folds import Split, search_split
+from nas_mnist.data.images import load_test, load_train
+from nas_mnist.data.unpacking import prepare
 from nas_mnist.model.network import build, count_parameters
 from nas_mnist.model.zoo import ZOO, ReferenceSystem, find
 from nas_mnist.stages.planned import JobStarted, Queue, job_of, run_jobs
@@ -26,8 +28,8 @@ from nas_mnist.study import shared as study
 from nas_mnist.study.space import Candidate
 from nas_mnist.study.storage import Storage
 from nas_mnist.task import MAX_EPOCHS, N_FINAL_EPOCHS
-from nas_mnist.training.loop import Recipe
-from nas_mnist.workers.local import Send, Worker
+from nas_mnist.training.recipe import Recipe
+from nas_mnist.workers.events import Send, Worker
 
 # One for all ten. With batch norm a maximum rate of 0.1 and one of 0.3 come out alike; without it, in lite-m1, classes
 # die at 0.2: its logits go through a ReLU, and a class whose logit is 0 on every image has no gradient to come back by.

@@ -19,7 +19,9 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import wilcoxon
 
 from nas_mnist.data.datasets import MNIST, Dataset
-from nas_mnist.data.images import CONFIRM_PARTITION, Images, fold, load_train, prepare
+from nas_mnist.data.folds import CONFIRM_PARTITION, fold
+from nas_mnist.data.images import Images, load_train
+from nas_mnist.data.unpacking import prepare
 from nas_mnist.errors import StudyError, TrainingDiverged
 from nas_mnist.model.network import build, count_parameters
 from nas_mnist.stages import search
@@ -28,8 +30,9 @@ from nas_mnist.stages.trial import EpochTrained, record
 from nas_mnist.study import shared as study
 from nas_mnist.study.space import Candidate
 from nas_mnist.study.storage import Storage, experimental
-from nas_mnist.training.loop import final_accuracy, train
-from nas_mnist.workers.local import Send, Worker
+from nas_mnist.training.evaluation import final_accuracy
+from nas_mnist.training.loop import train
+from nas_mnist.workers.events import Send, Worker
 
 GIVE_UP_P = 0.1  # one-sided: a candidate that is behind the best with less doubt than this is given up
 PAIRS_BEFORE_GIVING_UP = 3

@@ -15,7 +15,8 @@ from nas_mnist.stages.confirm import Confirmed, ConfirmSettings
 from nas_mnist.stages.search import SearchSettings
 from nas_mnist.study import shared as study
 from nas_mnist.study.space import Parameters
-from nas_mnist.workers.local import Worker, run_workers
+from nas_mnist.workers.events import Worker
+from nas_mnist.workers.local import run_workers
 
 N_HANDED_DOWN = 2  # from each budget to the next
 

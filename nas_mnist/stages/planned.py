@@ -15,7 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 from nas_mnist.stages.trial import work_off
 from nas_mnist.study import shared as study
 from nas_mnist.study.storage import Storage
-from nas_mnist.workers.local import Send, Worker, run_workers
+from nas_mnist.workers.events import Send, Worker
+from nas_mnist.workers.local import run_workers
 from nas_mnist.workers.signals import stopped_once
 
 Job = dict[str, Any]

@@ -18,7 +18,9 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
 from nas_mnist.data.datasets import MNIST, Dataset
-from nas_mnist.data.images import Split, load_test, load_train, prepare, search_split
+from nas_mnist.data.folds import Split, search_split
+from nas_mnist.data.images import load_test, load_train
+from nas_mnist.data.unpacking import prepare
 from nas_mnist.errors import BudgetError, StudyError
 from nas_mnist.model.network import build, count_parameters
 from nas_mnist.stages import confirm
@@ -30,7 +32,7 @@ from nas_mnist.study.space import Candidate
 from nas_mnist.study.storage import Storage
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS, N_FINAL_EPOCHS, TARGET_ACCURACY
 from nas_mnist.training.loop import EpochResult
-from nas_mnist.workers.local import Send, Worker
+from nas_mnist.workers.events import Send, Worker
 
 
 @dataclass(frozen=True)

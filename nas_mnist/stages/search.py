@@ -14,7 +14,9 @@ import torch
 from optuna.trial import FrozenTrial
 
 from nas_mnist.data.datasets import MNIST, Dataset
-from nas_mnist.data.images import N_FOLDS, SEARCH_PARTITION, Split, load_train, n_search_images, prepare, search_split
+from nas_mnist.data.folds import N_FOLDS, SEARCH_PARTITION, Split, n_search_images, search_split
+from nas_mnist.data.images import load_train
+from nas_mnist.data.unpacking import prepare
 from nas_mnist.errors import ArchitectureError, BudgetError
 from nas_mnist.model import zoo
 from nas_mnist.model.architecture import Architecture
@@ -26,8 +28,9 @@ from nas_mnist.study.artifacts import Artifacts
 from nas_mnist.study.space import Candidate, Parameters
 from nas_mnist.study.storage import Storage
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
-from nas_mnist.training.loop import final_accuracy, find_mistakes
-from nas_mnist.workers.local import Send, Worker, run_workers
+from nas_mnist.training.evaluation import final_accuracy, find_mistakes
+from nas_mnist.workers.events import Send, Worker
+from nas_mnist.workers.local import run_workers
 from nas_mnist.workers.signals import stopped_once
 
 COMMAND = "command"  # attribute of the study: the last that worked on it

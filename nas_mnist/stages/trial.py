@@ -12,13 +12,14 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial
 
-from nas_mnist.data.images import Split
+from nas_mnist.data.folds import Split
 from nas_mnist.errors import TrainingDiverged
 from nas_mnist.model.network import Network
 from nas_mnist.study import shared as study
 from nas_mnist.study.space import Candidate
-from nas_mnist.training.loop import EpochResult, Recipe, train
-from nas_mnist.workers.local import Completed, Progress, Send
+from nas_mnist.training.loop import EpochResult, train
+from nas_mnist.training.recipe import Recipe
+from nas_mnist.workers.events import Completed, Progress, Send
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from nas_mnist.errors import ArchitectureError
 from nas_mnist.model.architecture import INPUT_SIDE, N_CLASSES, Architecture, Conv, GlobalPool, Layer, MaxPool, parse
 from nas_mnist.task import MAX_EPOCHS
 from nas_mnist.training.augmentation import Augmentation
-from nas_mnist.training.loop import Recipe
+from nas_mnist.training.recipe import Recipe
 
 MAX_BLOCKS, MAX_CONVS = 3, 4
 MIN_WIDTH, MAX_WIDTH = 2, 64

@@ -3,46 +3,21 @@
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from nas_mnist.data.images import Images
 from nas_mnist.errors import TrainingDiverged
 from nas_mnist.kernels import operations as kernels
 from nas_mnist.model.network import Network
-from nas_mnist.task import MAX_EPOCHS, N_FINAL_EPOCHS
-from nas_mnist.training.augmentation import Augmentation, augment, normalise
+from nas_mnist.training.augmentation import augment
 from nas_mnist.training.cuda_graph import CapturedStep
-from nas_mnist.training.optimizers import AdamW, Optimizer, Sgd, Soap, one_cycle
-
-EVALUATION_BATCH = {"cpu": 128, "cuda": 2500}  # a CPU is twice as fast while the maps fit its cache
-N_CALIBRATION_IMAGES = 5000
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained. The learning rate rises to its maximum and falls to almost nothing: `one_cycle`."""
-
-    epochs: int = MAX_EPOCHS
-    batch_size: int = 128
-    optimizer: Literal["sgd", "adamw", "soap"] = "sgd"  # sgd: Nesterov momentum
-    learning_rate: float = 0.1  # the maximum, per step
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
-    warmup_fraction: float = 0.2  # of all steps, until the learning rate is at its maximum
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    calibrated: bool = False  # batch norm's statistics are measured anew after every epoch: `calibrate`
-
-    def __post_init__(self):
-        if self.epochs < 1 or self.batch_size < 2:
-            raise ValueError(
-                f"a recipe needs at least 1 epoch and 2 images a batch, not {self.epochs} and {self.batch_size}"
-            )
+from nas_mnist.training.evaluation import calibrate, evaluate
+from nas_mnist.training.optimizers import make_optimizer, one_cycle
+from nas_mnist.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -95,65 +70,10 @@ def train(
         )
 
 
-def final_accuracy(val_accuracies: list[float]) -> float:
-    """The objective: the mean validation accuracy of the last two epochs (of one, if there was but one)."""
-    last = val_accuracies[-N_FINAL_EPOCHS:]
-    return sum(last) / len(last)
-
-
 def n_batches(n_images: int, recipe: Recipe) -> int:
     """Steps an epoch. A last batch of one image is left out: batch norm has no variance to divide by."""
     full, rest = divmod(n_images, recipe.batch_size)
     return full + (rest > 1)
-
-
-@torch.no_grad()
-def calibrate(network: Network, images: Images) -> None:
-    """Give batch norm the mean statistics of these images (of up to 5,000), not augmented and without dropout.
-
-    The running ones are of augmented images, which the network will not be asked about, and of the last batches.
-    As `torch.optim.swa_utils.update_bn`; Y. Wu and J. Johnson, Rethinking "Batch" in BatchNorm, 2021, arXiv 2105.07576.
-    """
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    network.eval()
-    for norm in norms:
-        norm.train().reset_running_stats()
-        norm.momentum = None  # the mean over all batches
-    size = min(EVALUATION_BATCH[images.labels.device.type], len(images))
-    spread = torch.arange(size, device=images.labels.device) * len(images) // size
-    # The images of a split come class by class, and each batch is to have all classes.
-    for start in range(min(len(images), N_CALIBRATION_IMAGES) // size):
-        pixels, _ = images.select(spread + start)
-        network(normalise(pixels, images.normalisation))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-
-
-@torch.no_grad()
-def predict(network: Network, images: Images) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits (B, 10) and labels (B,) of every image in order, batch by batch, in evaluation mode."""
-    network.eval()
-    for pixels, labels in images.batches(EVALUATION_BATCH[images.labels.device.type]):
-        yield network(normalise(pixels, images.normalisation)), labels
-
-
-def evaluate(network: Network, images: Images) -> tuple[float, float]:
-    """Mean cross-entropy in nats, and the fraction that is classified right."""
-    loss = torch.zeros((), device=images.labels.device)
-    correct = torch.zeros((), dtype=torch.int64, device=images.labels.device)
-    for logits, labels in predict(network, images):
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-        correct += (logits.argmax(1) == labels).sum()
-    return loss.item() / len(images), correct.item() / len(images)
-
-
-def find_mistakes(network: Network, images: Images) -> list[tuple[int, int, int]]:
-    """What is classified wrong: index in the data set, label, prediction."""
-    predictions = torch.cat([logits.argmax(1) for logits, _ in predict(network, images)])
-    labels = images.labels[images.indices]
-    wrong = (predictions != labels).nonzero().flatten()
-    return list(zip(images.indices[wrong].tolist(), labels[wrong].tolist(), predictions[wrong].tolist(), strict=True))
 
 
 class _Steps:
@@ -199,10 +119,3 @@ class _Steps:
         self._optimizer.step(learning_rate)
         self._loss_sum += loss.detach() * len(labels)
         self._n_correct += (logits.argmax(1) == labels).sum()
-
-
-def make_optimizer(network: Network, recipe: Recipe) -> Optimizer:
-    """The recipe's optimiser for the network's parameters."""
-    if recipe.optimizer == "sgd":
-        return Sgd(network.parameters(), recipe.weight_decay, recipe.momentum)
-    return {"adamw": AdamW, "soap": Soap}[recipe.optimizer](network.parameters(), recipe.weight_decay)

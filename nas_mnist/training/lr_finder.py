@@ -18,7 +18,8 @@ from nas_mnist.errors import NasMnistError, TrainingDiverged
 from nas_mnist.model.architecture import Architecture
 from nas_mnist.model.network import build
 from nas_mnist.training.augmentation import augment
-from nas_mnist.training.loop import Recipe, make_optimizer
+from nas_mnist.training.optimizers import make_optimizer
+from nas_mnist.training.recipe import Recipe
 
 MIN_STEPS = 50
 SMOOTHING_STEPS = 6  # standard deviation of the Gaussian; symmetric, or it would push the suggestions to the right

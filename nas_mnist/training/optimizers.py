@@ -14,6 +14,9 @@ from torch.nn import Parameter
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from nas_mnist.model.network import Network
+from nas_mnist.training.recipe import Recipe
+
 START_DIVISOR, END_DIVISOR = 25, 1e4  # of the highest rate, and of the one it starts with: OneCycleLR's defaults
 SOAP_KEEP = 0.95  # of every running mean, a step
 SOAP_INTERVAL = 20  # steps that a basis serves
@@ -195,3 +198,10 @@ def one_cycle(highest: float, n_steps: int, warmup_fraction: float) -> list[floa
 
 def _cosine(start: float, end: float, way: float) -> float:
     return end + (start - end) / 2 * (1 + math.cos(math.pi * way))
+
+
+def make_optimizer(network: Network, recipe: Recipe) -> Optimizer:
+    """The recipe's optimiser for the network's parameters."""
+    if recipe.optimizer == "sgd":
+        return Sgd(network.parameters(), recipe.weight_decay, recipe.momentum)
+    return {"adamw": AdamW, "soap": Soap}[recipe.optimizer](network.parameters(), recipe.weight_decay)

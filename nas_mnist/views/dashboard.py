@@ -19,7 +19,8 @@ from optuna_dashboard import save_note, save_plotly_graph_object
 from optuna_dashboard.artifact import get_artifact_path
 
 from nas_mnist.data.datasets import Dataset
-from nas_mnist.data.images import Images, load_train, prepare
+from nas_mnist.data.images import Images, load_train
+from nas_mnist.data.unpacking import prepare
 from nas_mnist.errors import DataError, StudyError
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.diagram import svg

@@ -20,7 +20,7 @@ from nas_mnist.stages.trial import EpochTrained, TrialEnded, TrialStarted
 from nas_mnist.study.storage import Outage, OutageEnded
 from nas_mnist.task import MAX_EPOCHS
 from nas_mnist.training.loop import EpochResult
-from nas_mnist.workers.local import Worker, WorkerDied
+from nas_mnist.workers.events import Worker, WorkerDied
 
 
 @dataclass

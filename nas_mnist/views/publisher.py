@@ -8,7 +8,7 @@ from typing import Any
 from nas_mnist.errors import StudyError
 from nas_mnist.stages.trial import TrialEnded
 from nas_mnist.study.storage import STORAGE_ERRORS, Storage
-from nas_mnist.workers.local import Worker
+from nas_mnist.workers.events import Worker
 
 SECONDS_BETWEEN = 30  # two times of publishing; each takes about a second
 

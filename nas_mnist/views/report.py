@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial
 from plotly.offline import get_plotlyjs
 
 from nas_mnist.data.datasets import MNIST, Dataset
-from nas_mnist.data.images import n_search_images
+from nas_mnist.data.folds import n_search_images
 from nas_mnist.errors import ArchitectureError, NasMnistError, StudyError
 from nas_mnist.model import diagram as drawing
 from nas_mnist.model.architecture import parse

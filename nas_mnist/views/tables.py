@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from nas_mnist.stages.confirm import Confirmed
     from nas_mnist.stages.frontier import Best
     from nas_mnist.stages.retrain import Retrained
-    from nas_mnist.training.loop import Recipe
     from nas_mnist.training.lr_finder import RateCurve
+    from nas_mnist.training.recipe import Recipe
 
 BAR_WIDTH = 10
 

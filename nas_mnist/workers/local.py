@@ -16,41 +16,13 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from nas_mnist.errors import DeviceError, NasMnistError, explain, is_final
+from nas_mnist.workers.events import Completed, Progress, Send, Worker, WorkerDied, WorkerFailed
 from nas_mnist.workers.signals import blocked_for_children, stopped_once
 
 MAX_RESTARTS = 3  # of one worker, without progress in between
 STOP_SECONDS = 5
 WORKERS_PER_GPU = 8
 MAX_WORKERS_PER_CORE = 4
-
-Send = Callable[[Any], None]
-
-
-@dataclass(frozen=True)
-class Worker:
-    """One process and the device it computes on."""
-
-    index: int
-    device: str  # "cpu", "cuda:0"
-
-
-class Progress:
-    """Base of the events that show that a worker gets on with its work, and is no hopeless case."""
-
-
-class Completed(Progress):
-    """Base of the events that show that a piece of work is done."""
-
-
-@dataclass(frozen=True)
-class WorkerDied:
-    """The event that the parent itself makes when a worker ends before its work is done."""
-
-    reason: str
-
-
-class WorkerFailed(NasMnistError):
-    """A worker kept dying; the message says why, and a traceback that it left is a note of the error."""
 
 
 @dataclass(frozen=True)

@@ -16,18 +16,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nas_mnist.errors import DeviceError, StudyError
 from nas_mnist.study.storage import Storage
-from nas_mnist.workers.local import (
-    MAX_RESTARTS,
-    STOP_SECONDS,
-    WORKERS_PER_GPU,
-    Failure,
-    Send,
-    Worker,
-    WorkerDied,
-    WorkerFailed,
-    attempt,
-    is_forgiven,
-)
+from nas_mnist.workers.events import Send, Worker, WorkerDied, WorkerFailed
+from nas_mnist.workers.local import MAX_RESTARTS, STOP_SECONDS, WORKERS_PER_GPU, Failure, attempt, is_forgiven
 from nas_mnist.workers.signals import stopped_once
 
 CONNECT_SECONDS = 10

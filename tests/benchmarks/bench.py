@@ -28,11 +28,14 @@ from torch.nn import functional as F
 import nas_mnist
 from nas_mnist.data import datasets
 from nas_mnist.data import images as data
+from nas_mnist.data.unpacking import prepare
 from nas_mnist.kernels import operations as kernels
 from nas_mnist.model.architecture import Architecture, Conv, MaxPool, parse
 from nas_mnist.model.network import build
 from nas_mnist.training.augmentation import Augmentation, augment
-from nas_mnist.training.loop import Recipe, make_optimizer, train
+from nas_mnist.training.loop import train
+from nas_mnist.training.optimizers import make_optimizer
+from nas_mnist.training.recipe import Recipe
 
 NORMALISATION = datasets.MNIST.normalisation
 
@@ -51,7 +54,7 @@ def main() -> None:
     arguments = parse_arguments()
     root = Path(tempfile.mkdtemp(prefix="nas-mnist-bench-"))
     try:
-        data.prepare(root)
+        prepare(root)
         shutil.copytree(Path(nas_mnist.__file__).parent / "data" / "mnist", root / "MNIST" / "raw")
         import torchvision.datasets  # not at the top: the package's workers, whose memory is measured, do without
 

@@ -16,6 +16,8 @@ import torchvision.datasets
 
 from nas_mnist.data import images as data
 from nas_mnist.data.datasets import DATASETS, MNIST, Normalisation
+from nas_mnist.data.folds import CONFIRM_PARTITION, N_FOLDS, fold, n_search_images, search_split
+from nas_mnist.data.unpacking import _PACKAGED, checksums, measure, prepare
 from nas_mnist.errors import DataError
 
 
@@ -27,18 +29,16 @@ def test_data_is_the_original_mnist(data_dir):
     white = train.pixels.double() / 255
     assert white.mean().item() == pytest.approx(0.1307, abs=5e-5)
     assert white.std().item() == pytest.approx(0.3081, abs=5e-5)
-    assert (
-        train.normalisation == test.normalisation == data.measure(train.pixels.numpy()) == Normalisation(0.1307, 0.3081)
-    )
+    assert train.normalisation == test.normalisation == measure(train.pixels.numpy()) == Normalisation(0.1307, 0.3081)
 
 
 def test_split_is_fixed_stratified_and_disjoint(images):
-    split = data.search_split(images)
+    split = search_split(images)
     assert (len(split.train), len(split.val)) == (50_000, 10_000)
     assert len(set(split.train.indices.tolist()) | set(split.val.indices.tolist())) == 60_000
     exact = torch.bincount(images.labels) / 6
     assert (torch.bincount(images.labels[split.val.indices]) - exact).abs().max() < 1
-    assert torch.equal(split.val.indices, data.search_split(images).val.indices)
+    assert torch.equal(split.val.indices, search_split(images).val.indices)
     assert split.val.indices[:5].tolist() == FIRST_VALIDATION_IMAGES
 
 
@@ -46,19 +46,19 @@ FIRST_VALIDATION_IMAGES = [41291, 15399, 26639, 56236, 41756]  # a change of the
 
 
 def test_folds_of_a_partition_cover_every_image_once(images):
-    folds = [data.fold(images, k, partition=data.CONFIRM_PARTITION).val.indices for k in range(data.N_FOLDS)]
+    folds = [fold(images, k, partition=CONFIRM_PARTITION).val.indices for k in range(N_FOLDS)]
     assert torch.cat(folds).sort().values.equal(torch.arange(60_000))
-    assert not torch.equal(folds[0], data.search_split(images).val.indices)
+    assert not torch.equal(folds[0], search_split(images).val.indices)
 
 
 def test_fewer_training_images_are_stratified_and_leave_validation_alone(images):
-    split = data.search_split(images, 1000)
+    split = search_split(images, 1000)
     assert len(split.train) == 1000 and len(split.val) == 10_000
     share = torch.bincount(images.labels[split.train.indices]) / 1000
     assert (share - torch.bincount(images.labels) / 60_000).abs().max() < 0.002
     for wrong in (1, 50_001):
         with pytest.raises(DataError, match="2 to 50,000"):
-            data.search_split(images, wrong)
+            search_split(images, wrong)
 
 
 def test_batches_show_every_image_once_with_a_smaller_last_batch(images):
@@ -90,7 +90,7 @@ def test_many_processes_may_unpack_at_once(tmp_path):
 
 
 def _prepare(folder, _):
-    data.prepare(folder)
+    prepare(folder)
 
 
 @pytest.mark.parametrize("name", ["train_images.npy", "test_labels.npy", "md5"])
@@ -106,33 +106,33 @@ def test_damaged_file_is_named_with_what_to_do(data_dir, tmp_path, name, damage)
         changed = content[:half] + (bytes([content[half] ^ 0x20]) + content[half + 1 :] if damage == "flip" else b"")
         (folder / name).write_bytes(changed)
     with pytest.raises(DataError, match=r"damaged.*delete that folder and run again") as error:
-        data.prepare(tmp_path)
+        prepare(tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_files_the_user_put_there_are_read(tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for packed in (data._PACKAGED).glob("*.gz"):
+    for packed in (_PACKAGED).glob("*.gz"):
         (raw / packed.stem).write_bytes(gzip.decompress(packed.read_bytes()))
-    data.prepare(tmp_path)
+    prepare(tmp_path)
     assert len(data.load_train(tmp_path)) == 60_000
 
 
 def test_damaged_original_file_is_refused_and_nothing_is_left(tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for packed in (data._PACKAGED).glob("*.gz"):
+    for packed in (_PACKAGED).glob("*.gz"):
         (raw / packed.stem).write_bytes(gzip.decompress(packed.read_bytes())[:-100])
     with pytest.raises(DataError, match="four original ones"):
-        data.prepare(tmp_path)
+        prepare(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["MNIST", "mnist.lock"]
 
 
 def test_folder_that_cannot_be_made_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="--data-dir"):
-        data.prepare(tmp_path / "file" / "below")
+        prepare(tmp_path / "file" / "below")
 
 
 SIBLINGS = [replace(d, n_train_images=600, n_test_images=300) for d in DATASETS.values() if d != MNIST]
@@ -145,7 +145,7 @@ def test_files_of_a_sibling_are_read_upright_and_left_as_they_are(dataset, packe
     arrays = raw_files.make(dataset)
     raw = raw_files.write(dataset, tmp_path, arrays, packed=packed)
     before = {path.name: path.read_bytes() for path in raw.iterdir()}
-    data.prepare(tmp_path, dataset)
+    prepare(tmp_path, dataset)
     assert raw_files.as_written(arrays, data.load_train(tmp_path, dataset), 0)
     assert raw_files.as_written(arrays, data.load_test(tmp_path, dataset), 1)
     assert {path.name: path.read_bytes() for path in raw.iterdir()} == before
@@ -156,12 +156,12 @@ def test_files_of_a_sibling_are_read_upright_and_left_as_they_are(dataset, packe
 def test_normalisation_of_a_sibling_is_that_of_its_training_images(dataset, tmp_path):
     arrays = raw_files.make(dataset)
     raw_files.write(dataset, tmp_path, arrays)
-    data.prepare(tmp_path, dataset)
+    prepare(tmp_path, dataset)
     found = data.load_test(tmp_path, dataset).normalisation
     white = arrays[0] / 255
     assert found == data.load_train(tmp_path, dataset).normalisation
     assert (found.mean, found.std) == (round(white.mean(), 4), round(white.std(), 4))
-    assert "normalisation.json" in data.checksums(tmp_path, dataset)
+    assert "normalisation.json" in checksums(tmp_path, dataset)
 
 
 def test_parts_of_images_keep_the_normalisation():
@@ -172,10 +172,10 @@ def test_parts_of_images_keep_the_normalisation():
 @pytest.mark.parametrize("name", ["normalisation.json", "train_labels.npy"])
 def test_damaged_sibling_is_named(name, tmp_path):
     raw_files.write(SIBLINGS[0], tmp_path, raw_files.make(SIBLINGS[0]))
-    data.prepare(tmp_path, SIBLINGS[0])
+    prepare(tmp_path, SIBLINGS[0])
     (tmp_path / "fashion-mnist" / name).write_bytes(b"{}")
     with pytest.raises(DataError, match=rf"Fashion-MNIST in .* is damaged \({name}\): delete that folder"):
-        data.prepare(tmp_path, SIBLINGS[0])
+        prepare(tmp_path, SIBLINGS[0])
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def no_network(monkeypatch):
 @each_sibling
 def test_missing_download_is_one_line_that_says_which_files_to_put_where(dataset, tmp_path, no_network, capsys):
     with pytest.raises(DataError, match="could not be downloaded") as error:
-        data.prepare(tmp_path, dataset)
+        prepare(tmp_path, dataset)
     line = str(error.value)
     assert "\n" not in line and "refused" in line and dataset.title in line and dataset.source in line
     assert str(tmp_path / dataset.loader / "raw") in line
@@ -207,9 +207,9 @@ def test_missing_download_is_one_line_that_says_which_files_to_put_where(dataset
 @each_sibling
 def test_advice_on_a_missing_download_is_enough(dataset, tmp_path, no_network):
     with pytest.raises(DataError):
-        data.prepare(tmp_path, dataset)
+        prepare(tmp_path, dataset)
     raw_files.write(dataset, tmp_path, raw_files.make(dataset), packed=True)
-    data.prepare(tmp_path, dataset)
+    prepare(tmp_path, dataset)
     assert len(data.load_train(tmp_path, dataset)) == 600
 
 
@@ -245,7 +245,7 @@ def test_files_that_are_not_the_original_ones_are_refused_and_nothing_is_left(da
     raw = raw_files.write(SIBLINGS[0], tmp_path, raw_files.make(SIBLINGS[0]))
     damage(raw, "train-labels-idx1-ubyte")
     with pytest.raises(DataError, match=line) as error:
-        data.prepare(tmp_path, SIBLINGS[0])
+        prepare(tmp_path, SIBLINGS[0])
     assert "\n" not in str(error.value) and str(raw) in str(error.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["FashionMNIST", "fashion-mnist.lock"]
 
@@ -274,7 +274,7 @@ def mirror(tmp_path, monkeypatch):
 def test_what_is_not_there_is_downloaded_once(mirror, tmp_path):
     raw, asked = mirror
     for _ in range(2):
-        data.prepare(tmp_path / "d", SIBLINGS[1])
+        prepare(tmp_path / "d", SIBLINGS[1])
     assert raw_files.as_written(raw_files.make(SIBLINGS[1]), data.load_test(tmp_path / "d", SIBLINGS[1]), 1)
     assert set(asked) == {f"/{path.name}" for path in raw.iterdir()}
     assert sorted(p.name for p in (tmp_path / "d").iterdir()) == ["kmnist", "kmnist.lock"]
@@ -284,16 +284,16 @@ def test_download_of_another_file_is_refused(mirror, tmp_path):
     raw, _ = mirror
     (raw / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"something else"))
     with pytest.raises(DataError, match=r"could not be downloaded \(File not found or corrupted"):
-        data.prepare(tmp_path / "d", SIBLINGS[1])
+        prepare(tmp_path / "d", SIBLINGS[1])
 
 
 @pytest.mark.parametrize(("name", "n"), [("mnist", 50_000), ("qmnist", 50_000), ("emnist-digits", 200_000)])
 def test_search_has_all_but_one_fold_to_train_on(name, n):
-    assert data.n_search_images(DATASETS[name]) == n
+    assert n_search_images(DATASETS[name]) == n
 
 
 def test_number_of_search_images_is_that_of_the_split():
     for n in (59, 60, 61):
         dataset = replace(MNIST, n_train_images=n)
         images = data.Images(torch.zeros(n, 28, 28), torch.arange(n) % 10, torch.arange(n), MNIST.normalisation)
-        assert len(data.search_split(images).train) == data.n_search_images(dataset)
+        assert len(search_split(images).train) == n_search_images(dataset)

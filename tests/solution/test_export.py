@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from nas_mnist.data import images as data
+from nas_mnist.data.unpacking import _ARRAYS
 from nas_mnist.errors import BudgetError, SolutionError
 from nas_mnist.model.architecture import parse
 from nas_mnist.solution import export
@@ -36,7 +37,7 @@ def test_folder_is_whole_and_says_what_it_is(solution, retrained):
     assert record["n_parameters"] == retrained.candidate.architecture.n_parameters
     assert record["test_accuracy"] == pytest.approx(retrained.runs[0].accuracy)
     assert record["task_fulfilled"] is False and len(record["runs"][0]["epochs"]) == 3
-    assert set(record["data_md5"]) == set(data._ARRAYS)
+    assert set(record["data_md5"]) == set(_ARRAYS)
     for name, digest in record["sha256"].items():
         assert hashlib.sha256((solution / name).read_bytes()).hexdigest() == digest
     assert list(solution.parent.iterdir()) == [solution]

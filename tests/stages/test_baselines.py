@@ -21,7 +21,7 @@ from nas_mnist.stages.planned import JobsBegan, JobStarted
 from nas_mnist.stages.trial import EpochTrained
 from nas_mnist.study import shared as study
 from nas_mnist.study.storage import Storage
-from nas_mnist.workers.local import Worker
+from nas_mnist.workers.events import Worker
 
 NAMES = ("lite-m4", "eva6s4-ultrasmall")
 WORKERS = [Worker(0, "cpu")]

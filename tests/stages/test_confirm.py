@@ -13,8 +13,8 @@ from nas_mnist.study import ownership
 from nas_mnist.study import shared as study
 from nas_mnist.study.space import Candidate
 from nas_mnist.study.storage import Storage
-from nas_mnist.training.loop import Recipe
-from nas_mnist.workers.local import Worker
+from nas_mnist.training.recipe import Recipe
+from nas_mnist.workers.events import Worker
 
 LINES = ("c6 M c8 M c10k1- G", "c4 M c6 M c10k1- G", "c5 M c7 M c10k1- G")
 

@@ -12,7 +12,7 @@ from nas_mnist.stages.search import SearchSettings
 from nas_mnist.study import shared as study
 from nas_mnist.study.storage import Storage
 from nas_mnist.views import tables as report
-from nas_mnist.workers.local import Worker
+from nas_mnist.workers.events import Worker
 
 
 @pytest.fixture

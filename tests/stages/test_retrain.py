@@ -16,9 +16,11 @@ from nas_mnist.stages.retrain import Chosen, RetrainSettings, Verdict
 from nas_mnist.study import shared as study
 from nas_mnist.study.space import Candidate
 from nas_mnist.study.storage import Storage
-from nas_mnist.training.loop import EpochResult, Recipe, evaluate
+from nas_mnist.training.evaluation import evaluate
+from nas_mnist.training.loop import EpochResult
+from nas_mnist.training.recipe import Recipe
 from nas_mnist.views import tables as report
-from nas_mnist.workers.local import Worker
+from nas_mnist.workers.events import Worker
 
 CANDIDATE = Candidate(parse("c6 M c8 M c10k1- G"), Recipe(epochs=2))
 

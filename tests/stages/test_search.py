@@ -7,7 +7,7 @@ import torch
 from optuna.trial import TrialState
 
 from nas_mnist.data.datasets import DATASETS
-from nas_mnist.data.images import search_split
+from nas_mnist.data.folds import search_split
 from nas_mnist.errors import BudgetError, DataError, StudyError
 from nas_mnist.model.architecture import parse
 from nas_mnist.stages import search
@@ -16,7 +16,7 @@ from nas_mnist.stages.trial import EpochTrained, TrialEnded, TrialStarted
 from nas_mnist.study import shared as study
 from nas_mnist.study import space
 from nas_mnist.study.storage import Storage
-from nas_mnist.workers.local import Worker
+from nas_mnist.workers.events import Worker
 
 CPU = torch.device("cpu")
 

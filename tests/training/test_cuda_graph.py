@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nas_mnist.data import images as data
+from nas_mnist.data.folds import search_split
 from nas_mnist.model import network
 from nas_mnist.model.architecture import parse
 from nas_mnist.training import augmentation as augment
 from nas_mnist.training import cuda_graph
 from nas_mnist.training import loop as training
 from nas_mnist.training.cuda_graph import WARM_UP_STEPS, CapturedStep
-from nas_mnist.training.loop import Recipe, train
+from nas_mnist.training.loop import train
+from nas_mnist.training.recipe import Recipe
 
 NETWORK = parse("c8 c16 M c8k1 d12 c16 G c16k1 c10k1- | dropout=0.05")
 RECIPE = Recipe(epochs=2, batch_size=64, label_smoothing=0.02, learning_rate=1e-4)
@@ -131,7 +132,7 @@ def gpu(request):
 
 
 def train_losses(gpu, images, recipe):
-    split = data.search_split(images, 20 * 64 + 17)
+    split = search_split(images, 20 * 64 + 17)
     built = network.build(NETWORK, seed=0, device=gpu)
     return [e.train_loss for e in train(built, recipe, split.train.to(gpu), split.val.to(gpu), seed=0)]
 

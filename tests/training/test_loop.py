@@ -5,12 +5,14 @@ import pytest
 import torch
 from torch.optim.swa_utils import update_bn
 
-from nas_mnist.data import images as data
+from nas_mnist.data.folds import Split, search_split
 from nas_mnist.errors import TrainingDiverged
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.network import build
 from nas_mnist.training.augmentation import Augmentation, normalise
-from nas_mnist.training.loop import Recipe, calibrate, evaluate, final_accuracy, n_batches, predict, train
+from nas_mnist.training.evaluation import calibrate, evaluate, final_accuracy, predict
+from nas_mnist.training.loop import n_batches, train
+from nas_mnist.training.recipe import Recipe
 
 SMALL = parse("c8 M c12 M c16 G c10k1- | dropout=0.05")
 RECIPE = Recipe(epochs=2, learning_rate=0.3)
@@ -18,8 +20,8 @@ RECIPE = Recipe(epochs=2, learning_rate=0.3)
 
 @pytest.fixture(scope="module")
 def split(images):
-    split = data.search_split(images, 3000)
-    return data.Split(split.train, split.val.part(split.val.indices[::10]))
+    split = search_split(images, 3000)
+    return Split(split.train, split.val.part(split.val.indices[::10]))
 
 
 def run(split, recipe=RECIPE, seed=1, architecture=SMALL):
@@ -72,14 +74,14 @@ def test_loss_that_is_not_finite_ends_the_training(split, optimizer):
 def test_last_batch_of_one_image_is_left_out(split, n, batch_size, steps):
     recipe = Recipe(epochs=1, batch_size=batch_size)
     assert n_batches(n, recipe) == steps
-    few = data.Split(split.train.part(split.train.indices[:n]), split.val)
+    few = Split(split.train.part(split.train.indices[:n]), split.val)
     architecture = parse("c4 G c8k1 c10k1-")  # a norm on a 1×1 map: one image has no variance
     assert math.isfinite(run(few, recipe, architecture=architecture)[0].train_loss)
 
 
 @pytest.mark.parametrize("n", [2, 10, 200, 300])
 def test_a_run_of_very_few_steps_is_possible(split, n):
-    few = data.Split(split.train.part(split.train.indices[:n]), split.val.part(split.val.indices[:50]))
+    few = Split(split.train.part(split.train.indices[:n]), split.val.part(split.val.indices[:50]))
     for epochs in (1, 2):
         *_, last = run(few, replace(RECIPE, epochs=epochs))
         assert last.number == epochs and math.isfinite(last.train_loss)

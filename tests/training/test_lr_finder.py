@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from nas_mnist.data.images import search_split
+from nas_mnist.data.folds import search_split
 from nas_mnist.errors import NasMnistError, TrainingDiverged
 from nas_mnist.model.architecture import parse
-from nas_mnist.training.loop import Recipe
 from nas_mnist.training.lr_finder import RateRange, RateStep, fit, range_test
+from nas_mnist.training.recipe import Recipe
 
 SMALL = parse("c4s2 c8s2 G c10k1-")
 

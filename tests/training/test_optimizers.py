@@ -7,8 +7,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.network import build
-from nas_mnist.training.loop import Recipe, make_optimizer
-from nas_mnist.training.optimizers import AdamW, Soap, one_cycle
+from nas_mnist.training.optimizers import AdamW, Soap, make_optimizer, one_cycle
+from nas_mnist.training.recipe import Recipe
 
 SGD = Recipe(weight_decay=0.01, momentum=0.8)
 ADAMW = Recipe(optimizer="adamw", weight_decay=0.01)
@@ -117,12 +117,13 @@ import sys, torch
 from nas_mnist.data import images as data
 from nas_mnist.model import network
 from nas_mnist.training import loop as training
+from nas_mnist.training.recipe import Recipe
 from nas_mnist.model.architecture import parse
 from nas_mnist.data.datasets import MNIST
 pixels = torch.zeros(20, 28, 28, dtype=torch.uint8)
 images = data.Images(pixels, torch.arange(20) % 10, torch.arange(20), MNIST.normalisation)
 built = network.build(parse("c2 G c10k1-"), seed=0)
-list(training.train(built, training.Recipe(epochs=1, batch_size=10), images, images, seed=0))
+list(training.train(built, Recipe(epochs=1, batch_size=10), images, images, seed=0))
 assert "torch._dynamo" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)

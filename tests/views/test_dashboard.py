@@ -9,7 +9,8 @@ from urllib.request import urlopen
 import optuna
 import pytest
 
-from nas_mnist.data.images import load_train, search_split
+from nas_mnist.data.folds import search_split
+from nas_mnist.data.images import load_train
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.network import build
 from nas_mnist.stages import search
@@ -17,9 +18,9 @@ from nas_mnist.stages.search import SearchSettings
 from nas_mnist.study import shared as study
 from nas_mnist.study.artifacts import MISTAKES, WEIGHTS, Artifacts
 from nas_mnist.study.storage import Storage
-from nas_mnist.training.loop import evaluate, find_mistakes
+from nas_mnist.training.evaluation import evaluate, find_mistakes
 from nas_mnist.views import dashboard
-from nas_mnist.workers.local import Worker
+from nas_mnist.workers.events import Worker
 
 PICTURES = {dashboard.CURVES, dashboard.PICTURE, dashboard.DRAWING, WEIGHTS, MISTAKES}
 

@@ -4,7 +4,7 @@ from optuna.trial import TrialState, create_trial
 from nas_mnist.model import zoo
 from nas_mnist.study.space import Candidate, fingerprint
 from nas_mnist.study.storage import experimental
-from nas_mnist.training.loop import Recipe
+from nas_mnist.training.recipe import Recipe
 from nas_mnist.views import notes
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from nas_mnist.errors import DeviceError, NasMnistError
 from nas_mnist.workers import local as workers
-from nas_mnist.workers.local import Completed, Progress, Worker, WorkerDied, WorkerFailed, plan_workers, run_workers
+from nas_mnist.workers.events import Completed, Progress, Worker, WorkerDied, WorkerFailed
+from nas_mnist.workers.local import plan_workers, run_workers
 
 TWO = [Worker(0, "cpu"), Worker(1, "cpu")]
 

@@ -18,7 +18,7 @@ from nas_mnist.errors import DeviceError, NasMnistError
 from nas_mnist.study import ownership
 from nas_mnist.study import shared as study
 from nas_mnist.study.storage import Storage
-from nas_mnist.workers.local import Progress, Worker, WorkerDied, WorkerFailed
+from nas_mnist.workers.events import Progress, Worker, WorkerDied, WorkerFailed
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 
@@ -34,7 +34,7 @@ SMALL = {"object_store_memory": 80 * 2**20}
 def cluster():
     """A head without cores, where this process is the driver, and two nodes; the second has a GPU on paper."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{TESTS.parent}{os.pathsep}{TESTS}")  # for the workers, which Ray starts
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS / "workers"))))  # for the workers, which Ray starts
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **SMALL})
         cluster.add_node(num_cpus=2, **SMALL)
