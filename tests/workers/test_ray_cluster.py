@@ -34,7 +34,8 @@ SMALL = {"object_store_memory": 80 * 2**20}
 def cluster():
     """A head without cores, where this process is the driver, and two nodes; the second has a GPU on paper."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS / "workers"))))  # for the workers, which Ray starts
+        folders = (TESTS.parent, TESTS, Path(__file__).parent)
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))  # for the workers, which Ray starts
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **SMALL})
         cluster.add_node(num_cpus=2, **SMALL)
