@@ -142,7 +142,7 @@ def test_fingerprint_changes_with_the_space(monkeypatch):
 
 
 def test_ranges_are_those_of_the_readme(request):
-    readme = (request.config.rootpath / "README.md").read_text()
+    readme = (request.config.rootpath / "studies" / "README.md").read_text()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in readme.splitlines() if line.startswith("| `")]
     ranges = {_base(name): row[1] for row in cells for name in re.findall(r"`(\w+)`", row[0])}
     for name, distribution in space.distributions().items():
