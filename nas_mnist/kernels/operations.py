@@ -7,12 +7,13 @@ layout is copied. In the padding of the batch, maps are finite and gradients are
 """
 
 import ctypes
+from functools import partial
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor, nn
 
+from nas_mnist.kernels.compilation import kernel
 from nas_mnist.kernels.tiles import (
     GRADIENT_OUTPUTS,
     GRADIENT_TAPS,
@@ -30,10 +31,8 @@ _NO_WINNER = 4
 _PLANES = "nas_mnist_planes"  # attribute of a tensor that is a map of ours: to look at strides takes ten times as long
 _RESERVE_BYTES = 1 << 30
 
-# Contraction to multiply-adds is the only liberty: all of `fastmath` would lose the NaNs of a diverged network.
 # Inner loops index whole maps: a slice would be counted as a reference, which takes longer than a row of the batch.
-_kernel = njit(fastmath={"contract"}, nogil=True, cache=True, error_model="numpy")
-_sum_kernel = njit(fastmath={"contract", "reassoc", "nsz"}, nogil=True, cache=True, error_model="numpy")
+_sum_kernel = partial(kernel, reassociate=True)
 
 
 def keep_memory() -> None:
@@ -149,7 +148,7 @@ def _weights(weight: Tensor) -> np.ndarray:
     return weight.detach().contiguous().numpy()
 
 
-@_kernel
+@kernel
 def _convolve(x, weights, out, stride, padding, depthwise, transposed):
     """The convolution, or the gradient of its input if `transposed`: then x is the gradient of its output."""
     _, h, w, n = x.shape
@@ -181,7 +180,7 @@ def _convolve(x, weights, out, stride, padding, depthwise, transposed):
                     i += LANES * (SINGLE_VECTORS if wide else VECTORS)
 
 
-@_kernel
+@kernel
 def _pack(weights, n_out, depthwise, transposed):
     """The weights in the order in which the tiles read them: group of outputs, tap, channel, output of the group."""
     k = weights.shape[2]
@@ -200,7 +199,7 @@ def _pack(weights, n_out, depthwise, transposed):
     return packed, size
 
 
-@_kernel
+@kernel
 def _find_taps(taps, k, r, s, shape, stride, padding, transposed):
     """Fill `taps` with those that meet the map at output (r, s), and where; return how many there are."""
     _, h, w, n = shape
@@ -215,7 +214,7 @@ def _find_taps(taps, k, r, s, shape, stride, padding, transposed):
     return n_taps
 
 
-@_kernel
+@kernel
 def _meet(r, u, h, stride, padding, transposed):
     """The row that tap row `u` reads for output row `r`; -1 if there is none."""
     if not transposed:
@@ -228,7 +227,7 @@ def _meet(r, u, h, stride, padding, transposed):
     return i if i < h else -1
 
 
-@_kernel
+@kernel
 def _convolution_gradient(x, grad, grad_weight, stride, depthwise):
     """The gradient of the weights; `x` has its padding."""
     _, h, w, n = x.shape
@@ -298,7 +297,7 @@ class _NormRelu(torch.autograd.Function):
         return out, grad_weight, grad_bias, None, None, None, None
 
 
-@_kernel
+@kernel
 def _norm_relu(
     x, n_images, weight, bias, running_mean, running_var, momentum, eps, scales, low, high, out, winners
 ):  # fmt: skip
@@ -326,7 +325,7 @@ def _norm_relu(
     return statistics
 
 
-@_kernel
+@kernel
 def _moments(plane, n_images, low):
     """Mean and variance of max(plane, low), float64, counted from one of its numbers.
 
@@ -346,7 +345,7 @@ def _moments(plane, n_images, low):
     return pivot + shift, max(total_squares / count - shift * shift, 0.0)
 
 
-@_kernel
+@kernel
 def _tile(values, factor, row):
     """Fill a row (W·N) with the values (N) times a factor, again and again."""
     for start in range(0, row.size, values.size):
@@ -366,7 +365,7 @@ def _add_moments(x, pivot, low, total, total_squares):
     return total + values, total_squares + squares
 
 
-@_kernel
+@kernel
 def _scale_shift(x, scale, shift, low, high, out):
     for i in range(x.size):
         v = x[i]
@@ -374,7 +373,7 @@ def _scale_shift(x, scale, shift, low, high, out):
         out[i] = high if v < high else v
 
 
-@_kernel
+@kernel
 def _scale_shift_pool(x, scale, shift, low, high, out, winners):
     """The largest of four, and which it was: the first of equals, as in PyTorch; on a black background all are equal.
 
@@ -398,7 +397,7 @@ def _scale_shift_pool(x, scale, shift, low, high, out, winners):
                 winners[r, s, i] = winner
 
 
-@_kernel
+@kernel
 def _norm_relu_backward(
     x, n_images, grad, statistics, scales, low, high, winners, out, grad_weight, grad_bias
 ):  # fmt: skip
@@ -433,7 +432,7 @@ def _norm_relu_backward(
     out[..., n_images:] = 0
 
 
-@_kernel
+@kernel
 def _add_gradients(x, grad, scale, shift, mean, low, high, sums, moments):
     for i in range(x.size):
         v, d = x[i], grad[i]
@@ -443,7 +442,7 @@ def _add_gradients(x, grad, scale, shift, mean, low, high, sums, moments):
         moments[i] += d * (v - mean)
 
 
-@_kernel
+@kernel
 def _add_pooled_gradients(x, grad, winners, mean, low, sums, moments):
     h, w, n = grad.shape
     for r in range(h):
@@ -461,7 +460,7 @@ def _add_pooled_gradients(x, grad, winners, mean, low, sums, moments):
                 moments[i] += d * (v - mean)
 
 
-@_kernel
+@kernel
 def _input_gradient(x, grad, scale, shift, factor, slope, offset, low, high, out):
     for i in range(x.size):
         x_i, d = x[i], grad[i] * factor[i]
@@ -471,7 +470,7 @@ def _input_gradient(x, grad, scale, shift, factor, slope, offset, low, high, out
         out[i] = d if x_i > low else ZERO
 
 
-@_kernel
+@kernel
 def _pooled_input_gradient(x, grad, winners, factor, slope, offset, low, out):
     """An odd last row or column, which the pool does not see, has no gradient but the norm's own."""
     h, w, n = x.shape
@@ -507,7 +506,7 @@ class _MaxPool(torch.autograd.Function):
         return out
 
 
-@_kernel
+@kernel
 def _max_pool(x, out, winners):
     n_channels, _, _, n = out.shape
     one, zero = np.ones(n, np.float32), np.zeros(n, np.float32)
@@ -515,7 +514,7 @@ def _max_pool(x, out, winners):
         _scale_shift_pool(x[c], one, zero, LOWEST, LOWEST, out[c], winners[c])
 
 
-@_kernel
+@kernel
 def _max_pool_backward(grad, winners, out):
     n_channels, h, w, n = grad.shape
     out[:, 2 * h :], out[:, :, 2 * w :] = 0, 0
@@ -528,7 +527,7 @@ def _max_pool_backward(grad, winners, out):
                     out[c, r, s, i] = d if winners[c, r // 2, s // 2, i] == place else ZERO
 
 
-@_kernel
+@kernel
 def _affine(pixels, matrices, gain, offset, out):
     """Each image is put into a black frame, and the coordinates end there: no pixel asks whether it is outside."""
     n_images, h, w = pixels.shape
