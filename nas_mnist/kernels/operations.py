@@ -30,6 +30,8 @@ ZERO = np.float32(0)
 _NO_WINNER = 4
 _PLANES = "nas_mnist_planes"  # attribute of a tensor that is a map of ours: to look at strides takes ten times as long
 _RESERVE_BYTES = 1 << 30
+_LARGEST_FROM_HEAP = 32 << 20  # bytes; before 2.35, glibc refuses more
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 # Inner loops index whole maps: a slice would be counted as a reference, which takes longer than a row of the batch.
 _sum_kernel = partial(kernel, reassociate=True)
@@ -40,13 +42,14 @@ def keep_memory() -> None:
 
     glibc returns a map of some MB to the system when it is freed, and each step then waits for the same pages to be
     mapped and zeroed again: a third of a training step. Nothing happens where there is no `mallopt` (macOS, Windows).
+    glibc adapts its thresholds by itself until one is set: where the first is refused, neither is.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    mallopt(-1, _RESERVE_BYTES)  # M_TRIM_THRESHOLD
-    mallopt(-3, _RESERVE_BYTES)  # M_MMAP_THRESHOLD
+    if mallopt(_M_MMAP_THRESHOLD, _LARGEST_FROM_HEAP):  # 1 if it is done, 0 if it is refused
+        mallopt(_M_TRIM_THRESHOLD, _RESERVE_BYTES)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int, padding: int) -> Tensor:

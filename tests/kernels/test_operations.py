@@ -1,4 +1,5 @@
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -49,6 +50,22 @@ def assert_same_function(ours, theirs, inputs, exact_inputs):
     gradients = torch.autograd.grad(y, inputs, gradient)
     for actual, exact in zip(gradients, torch.autograd.grad(expected, exact_inputs, gradient.double()), strict=True):
         torch.testing.assert_close(actual, exact.float(), rtol=1e-5, atol=1e-5 * exact.abs().max().item() + 1e-6)
+
+
+@pytest.mark.parametrize("largest", [32 << 20, 16 << 20])
+def test_memory_is_kept_within_the_limits_of_the_c_library_or_not_at_all(monkeypatch, largest):
+    """Both thresholds, or neither: one alone ends glibc's own way to adapt them. Older glibc's limit is 32 MiB."""
+    options = {}
+
+    def mallopt(option: int, value: int) -> int:
+        if option == -3 and value > largest:
+            return 0
+        options[option] = value
+        return 1
+
+    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    kernels.keep_memory()
+    assert set(options) == ({-1, -3} if largest == 32 << 20 else set())
 
 
 @pytest.mark.parametrize("dropout", [True, False])
