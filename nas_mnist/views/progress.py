@@ -1,6 +1,5 @@
 """What a search shows while it runs and when it is done: a live display on a terminal, plain lines elsewhere."""
 
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -43,13 +42,14 @@ class SearchDisplay:
         self._best: tuple[float, TrialStarted] | None = None
         self._n_trained = self._n_over_budget = 0
         self._epochs_done, self._epochs_here = 0.0, 0
-        self._start = time.monotonic()
+        self._start = console.get_time()
         self._progress = Progress(
             TextColumn("[bold]trials"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
+            get_time=console.get_time,
         )
         self._task = self._progress.add_task("", total=settings.n_trials, left="")
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
@@ -124,7 +124,7 @@ class SearchDisplay:
         in_flight = sum(line.epoch.number if line.epoch else 0 for line in self._lines.values())
         per_trial = (self._epochs_here - in_flight) / self._epochs_done  # epochs, pruning counted in
         left = max(0.0, (self._settings.n_trials - self._n_trained) * per_trial - in_flight)
-        seconds = (time.monotonic() - self._start) / max(1, self._epochs_here) * left
+        seconds = (self._console.get_time() - self._start) / max(1, self._epochs_here) * left
         return f"about {duration(seconds)} left"
 
     def _render(self) -> Group:

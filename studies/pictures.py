@@ -1,0 +1,107 @@
+"""The two pictures of the README, drawn from the committed study: `python studies/pictures.py`
+
+The result: the winners on the test set, beside what was published of the networks that people designed. And a search
+as its terminal shows it: the first trials of the study `calibrated`, given to the display again as they happened.
+"""
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from nas_mnist.model.zoo import MARKS, ZOO
+from nas_mnist.stages import retrain
+from nas_mnist.stages.search import SearchBegan, SearchSettings
+from nas_mnist.stages.trial import EpochTrained, TrialEnded, TrialStarted
+from nas_mnist.study import shared as study
+from nas_mnist.study.storage import Storage
+from nas_mnist.task import MAX_PARAMS, TARGET_ACCURACY
+from nas_mnist.training.loop import EpochResult
+from nas_mnist.views.progress import SearchDisplay
+from nas_mnist.workers.events import Worker
+
+CANONICAL = Path(__file__).with_name("canonical")
+WINNERS = {"soap": "winner of all studies", "canonical": "winner of the first, trained by SGD"}  # by study
+REPLAYED, N_TRIALS = "calibrated", 6
+# Where names lie that would lie on others: shift in points, and which end of the name is there.
+LABELS = {"step-by-step": (2, 9, "right"), "lite-m4": (7, -11, "left"), "eva-drilldown": (-7, -3, "right")}
+BESIDE = (7, -3, "left")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # whoever opens the database writes to it
+        storage = Storage.parse(shutil.copy(CANONICAL / "canonical.db", folder))
+        draw_result(storage).savefig(CANONICAL / "result.png", dpi=130)
+        record_search(storage).save_svg(str(CANONICAL / "search.svg"), title="nas-mnist search --trials 100")
+
+
+def draw_result(storage: Storage) -> Figure:
+    """Test accuracy after the last epoch against parameters; mean ± SD of ten seeds for what was found here."""
+    figure = Figure(figsize=(8.5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(100 * TARGET_ACCURACY, color="0.6", linewidth=1, linestyle="--")
+    axes.axvline(MAX_PARAMS, color="0.6", linewidth=1, linestyle="--")
+    axes.annotate("the task: 99.4 % below 8,000", (90, 100 * TARGET_ACCURACY + 0.01), color="0.4", fontsize=8)
+    for name, system in ZOO.items():
+        _draw_published(axes, name, system.n_parameters, system.published_accuracy, "^")
+    for mark in MARKS:
+        _draw_published(axes, mark.remark, mark.n_parameters, mark.accuracy, "*")
+    for color, (name, label) in zip(("C2", "C0"), WINNERS.items(), strict=True):
+        found = retrain.results(storage.open(), name)[0]
+        spread = 100 * found.standard_deviation
+        axes.errorbar(
+            found.verdict.n_parameters, 100 * found.mean, spread, fmt="o", color=color, capsize=4, zorder=3,
+            label=f"{label}: {100 * found.mean:.2f} ± {spread:.2f} %, n = {len(found.runs)}",
+        )  # fmt: skip
+    axes.plot([], [], "^", color="C1", label="designed by hand, as published: one run")
+    axes.plot([], [], "*", color="C1", label="other published marks")
+    axes.set(xlabel="parameters", ylabel="test accuracy in %", xlim=(0, 9000), ylim=(98.45, 99.68))
+    axes.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
+    axes.grid(alpha=0.25)
+    axes.legend(loc="lower left", fontsize=9)
+    return figure
+
+
+def _draw_published(axes, name: str, n_parameters: int, accuracy: float, marker: str) -> None:
+    x, y, end = LABELS.get(name, BESIDE)
+    point = (n_parameters, 100 * accuracy)
+    axes.plot(*point, marker, color="C1", markersize=7)
+    axes.annotate(name, point, xytext=(x, y), textcoords="offset points", ha=end, fontsize=8, color="0.35")
+
+
+@dataclass
+class Clock:
+    """What the replayed search takes for the time."""
+
+    seconds: float = 0.0
+
+
+def record_search(storage: Storage) -> Console:
+    """A console in which the first trials of a real study have gone by, two more in their midst."""
+    found = study.load(storage.open(), REPLAYED)
+    trials = [trial for trial in found.get_trials(deepcopy=False) if trial.user_attrs.get("epochs")]
+    clock = Clock()
+    console = Console(record=True, width=112, force_terminal=True, file=StringIO(), get_time=lambda: clock.seconds)
+    workers = [Worker(0, "cpu"), Worker(1, "cpu")]
+    display = SearchDisplay(console, SearchSettings(storage), workers, quiet=False, verbose=False)
+    display(None, SearchBegan(0, None))
+    for i, trial in enumerate(trials[: N_TRIALS + 2]):
+        worker, epochs = workers[i % 2], trial.user_attrs["epochs"]
+        display(worker, TrialStarted(trial.number, trial.user_attrs["architecture"], trial.user_attrs["n_parameters"]))
+        ended = i < N_TRIALS
+        for epoch in epochs if ended else epochs[: 5 + i % 2]:
+            clock.seconds += (epoch["train_seconds"] + epoch["val_seconds"]) / len(workers)
+            display(worker, EpochTrained(trial.number, EpochResult(**epoch)))
+        if ended:
+            accuracy = trial.value if trial.state == trial.state.COMPLETE else None
+            display(worker, TrialEnded(trial.number, False, len(epochs), accuracy))
+    console.print(display._render())
+    return console
+
+
+if __name__ == "__main__":
+    main()
