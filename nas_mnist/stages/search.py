@@ -81,9 +81,11 @@ class SearchSettings:
             "dataset": self.dataset.name,
             "optimizer": self.optimizer,
             "seed": self.seed,
+            "keep-weights": self.keep_weights,
         }
         usual = {"study": self.dataset.study, "max-params": plain.max_params, "epochs": plain.epochs}
         usual |= {"train-images": None, "dataset": MNIST.name, "optimizer": plain.optimizer, "seed": plain.seed}
+        usual |= {"keep-weights": plain.keep_weights}
         words = [word for name, v in options.items() if v != usual.get(name, "") for word in (f"--{name}", str(v))]
         switches = [f"--no-{name}" for name, on in (("prune", self.prune), ("warm-start", self.warm_start)) if not on]
         return shlex.join(["nas-mnist", "search", *words, *switches])

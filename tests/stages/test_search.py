@@ -221,6 +221,7 @@ def test_same_seed_same_trial(settings, few):
         ({}, ""),
         ({"max_params": 1000, "prune": False}, " --max-params 1000 --no-prune"),
         ({"dataset": DATASETS["kmnist"], "study_name": "nas-kmnist", "seed": 3}, " --dataset kmnist --seed 3"),
+        ({"keep_weights": 0, "epochs": 5}, " --keep-weights 0 --epochs 5"),
         ({"study_name": "it's", "warm_start": False}, """ --study 'it'"'"'s' --no-warm-start"""),
     ],
 )
