@@ -159,7 +159,10 @@ def _host(text: str) -> str:
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError(f"must be one or several, with commas between them, not {text!r}")
+    return names
 
 
 def _storage(arguments):
