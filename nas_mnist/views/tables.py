@@ -152,6 +152,8 @@ def recipe_values(recipe: dict[str, Any]) -> dict[str, str]:
     """A recipe's values by name, as people read them; `recipe` as `dataclasses.asdict` makes it."""
     flat = {**recipe, **recipe["augmentation"]}
     del flat["augmentation"]
+    if recipe["optimizer"] != "sgd":
+        del flat["momentum"]  # the others have none that anybody sets
     return {
         name.replace("_", " "): f"{value:.4g}" if isinstance(value, float) else str(value)
         for name, value in flat.items()

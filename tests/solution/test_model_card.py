@@ -63,6 +63,13 @@ def test_diverged_seeds_are_told(write):
     assert "retrain --trial 7 --seeds 3" in text
 
 
+@pytest.mark.parametrize(("optimizer", "has_one"), [("sgd", True), ("soap", False)])
+def test_momentum_is_told_of_sgd_alone(write, retrained, optimizer, has_one):
+    candidate = retrained.candidate
+    text = write(candidate=replace(candidate, recipe=replace(candidate.recipe, optimizer=optimizer)))
+    assert f"| optimizer | {optimizer} |" in text and ("momentum" in text) == has_one
+
+
 def test_versions_are_those_of_the_training_and_those_of_the_export(write, retrained):
     run = replace(retrained.runs[0], versions="torch 9.9")
     text = write(runs=(run,))

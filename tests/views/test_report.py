@@ -92,6 +92,7 @@ def test_each_of_the_best_has_a_drawing_its_line_and_its_recipe(long_search, rep
     section = _section(report_file.read_text(), "candidates")
     best = leaderboard(long_search.get_trials(deepcopy=False))[:10]
     assert section.count("<svg") == section.count("<article") == 10
+    assert "momentum" not in section  # all of them are trained by SOAP
     for trial in best:
         assert f"<code>{trial.user_attrs['architecture']}</code>" in section
         assert f"learning rate <b>{trial.user_attrs['recipe']['learning_rate']:.4g}</b>" in section

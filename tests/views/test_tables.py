@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torchinfo
@@ -15,6 +15,7 @@ from nas_mnist.model.network import build
 from nas_mnist.model.zoo import ZOO
 from nas_mnist.stages.baselines import RECIPE, BaselineResult, BaselineRun
 from nas_mnist.stages.confirm import Confirmed
+from nas_mnist.training.loop import Recipe
 from nas_mnist.training.lr_finder import RateCurve
 from nas_mnist.views import tables as report
 
@@ -111,6 +112,12 @@ def test_baselines_table_fits_80_columns_and_marks_best_epochs_and_diverged_runs
     assert rows[1] == ["eva6s4-ultrasmall", "4,464", "99.00%*", "98.50%", "1+1†", "98.50%", "-0.50", "60"]
     assert rows[2] == ["lite-m1", "6,590", "98.95%*", "0+2†"]
     assert "…" not in text
+
+
+@pytest.mark.parametrize(("optimizer", "has_one"), [("sgd", True), ("adamw", False), ("soap", False)])
+def test_only_sgd_has_a_momentum(optimizer, has_one):
+    values = report.recipe_values(asdict(Recipe(optimizer=optimizer)))
+    assert values["optimizer"] == optimizer and ("momentum" in values) == has_one
 
 
 def test_note_states_the_recipe():
