@@ -22,6 +22,7 @@ from typing import BinaryIO
 
 import numpy as np
 from filelock import FileLock
+from platformdirs import user_cache_path
 
 from nas_mnist.data.datasets import MNIST, Dataset, Normalisation
 from nas_mnist.data.images import NORMALISATION_FILE
@@ -33,9 +34,8 @@ _ARRAYS = tuple(f"{name}.npy" for name in ("train_images", "train_labels", "test
 
 def default_data_dir() -> Path:
     """`$NAS_MNIST_DATA`, or `nas-mnist` in the user's cache folder."""
-    if "NAS_MNIST_DATA" in os.environ:
-        return Path(os.environ["NAS_MNIST_DATA"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nas-mnist"
+    named = os.environ.get("NAS_MNIST_DATA")
+    return Path(named).expanduser() if named else user_cache_path("nas-mnist", appauthor=False)
 
 
 def prepare(data_dir: Path, dataset: Dataset = MNIST) -> None:

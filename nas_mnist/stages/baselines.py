@@ -6,7 +6,7 @@ repeated, and the dashboard shows them all.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from nas_mnist.data.datasets import MNIST, Dataset
 from nas_mnist.data.folds import Split, search_split
 from nas_mnist.data.images import load_test, load_train
-from nas_mnist.data.unpacking import prepare
+from nas_mnist.data.unpacking import default_data_dir, prepare
 from nas_mnist.model.network import build, count_parameters
 from nas_mnist.model.zoo import ZOO, ReferenceSystem, find
 from nas_mnist.stages.planned import JobStarted, Queue, job_of, run_jobs
@@ -57,7 +57,7 @@ class BaselineSettings:
     n_seeds: int = 1
     epochs: int = MAX_EPOCHS
     train_images: int | None = None  # None: all
-    data_dir: Path = Path()
+    data_dir: Path = field(default_factory=default_data_dir)
     dataset: Dataset = MNIST
 
     def __post_init__(self):

@@ -6,7 +6,7 @@ diverges, which counts as an accuracy of 0.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -21,7 +21,7 @@ from scipy.stats import wilcoxon
 from nas_mnist.data.datasets import MNIST, Dataset
 from nas_mnist.data.folds import CONFIRM_PARTITION, fold
 from nas_mnist.data.images import Images, load_train
-from nas_mnist.data.unpacking import prepare
+from nas_mnist.data.unpacking import default_data_dir, prepare
 from nas_mnist.errors import StudyError, TrainingDiverged
 from nas_mnist.model.network import build, count_parameters
 from nas_mnist.stages import search
@@ -49,7 +49,7 @@ class ConfirmSettings:
     n_folds: int = 6
     n_seeds: int = 1
     train_images: int | None = None  # of each fold, for a quick look; None: all
-    data_dir: Path = Path()
+    data_dir: Path = field(default_factory=default_data_dir)
     dataset: Dataset = MNIST  # that of the search
 
     @property

@@ -5,7 +5,7 @@ weights that are exported are those of the first seed, not of the best.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -20,7 +20,7 @@ from torch import Tensor
 from nas_mnist.data.datasets import MNIST, Dataset
 from nas_mnist.data.folds import Split, search_split
 from nas_mnist.data.images import load_test, load_train
-from nas_mnist.data.unpacking import prepare
+from nas_mnist.data.unpacking import default_data_dir, prepare
 from nas_mnist.errors import BudgetError, StudyError
 from nas_mnist.model.network import build, count_parameters
 from nas_mnist.stages import confirm
@@ -148,7 +148,7 @@ class RetrainSettings:
     study_name: str = "nas-mnist"
     n_seeds: int = 5
     train_images: int | None = None  # None: all
-    data_dir: Path = Path()
+    data_dir: Path = field(default_factory=default_data_dir)
     dataset: Dataset = MNIST  # that of the search
 
     @property

@@ -3,7 +3,7 @@
 import shlex
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 from nas_mnist.data.datasets import MNIST, Dataset
 from nas_mnist.data.folds import N_FOLDS, SEARCH_PARTITION, Split, n_search_images, search_split
 from nas_mnist.data.images import load_train
-from nas_mnist.data.unpacking import prepare
+from nas_mnist.data.unpacking import default_data_dir, prepare
 from nas_mnist.errors import ArchitectureError, BudgetError
 from nas_mnist.model import zoo
 from nas_mnist.model.architecture import Architecture
@@ -47,7 +47,7 @@ class SearchSettings:
     max_params: int = MAX_PARAMS  # a network has fewer
     epochs: int = MAX_EPOCHS
     train_images: int | None = None  # None: all of the split
-    data_dir: Path = Path()
+    data_dir: Path = field(default_factory=default_data_dir)
     dataset: Dataset = MNIST
     optimizer: str = space.RECIPE.optimizer
     seed: int = 0
