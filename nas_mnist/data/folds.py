@@ -24,7 +24,12 @@ class Split:
 
 def n_search_images(dataset: Dataset) -> int:
     """How many images the search has to train on: all but one fold."""
-    return dataset.n_train_images - math.ceil(dataset.n_train_images / N_FOLDS)
+    return n_fold_images(dataset, N_FOLDS)
+
+
+def n_fold_images(dataset: Dataset, n_folds: int) -> int:
+    """How many images there are to train on, whichever of the folds is held out."""
+    return dataset.n_train_images - math.ceil(dataset.n_train_images / n_folds)
 
 
 def fold(images: Images, number: int, *, partition: int, n_folds: int = N_FOLDS) -> Split:
@@ -43,12 +48,22 @@ def search_split(images: Images, n_train_images: int | None = None) -> Split:
     Raises `DataError` if there are not that many.
     """
     split = fold(images, 0, partition=SEARCH_PARTITION)
-    if n_train_images is None or n_train_images == len(split.train):
-        return split
-    if not 2 <= n_train_images <= len(split.train):
-        raise DataError(f"there are 2 to {len(split.train):,} training images to choose from, not {n_train_images:,}")
-    spread = torch.arange(n_train_images) * len(split.train) // n_train_images
-    return Split(images.part(split.train.indices[spread]), split.val)
+    return split if n_train_images is None else Split(spread(split.train, n_train_images), split.val)
+
+
+def spread(images: Images, n: int) -> Images:
+    """`n` of the images, evenly from first to last: of a fold, as many of each class, to within one.
+
+    Raises `DataError` if there are not that many.
+    """
+    check_number(n, len(images))
+    return images.part(images.indices[torch.arange(n) * len(images) // n])
+
+
+def check_number(n: int, n_images: int) -> None:
+    """Raise `DataError` if `n` of so many images cannot be trained on."""
+    if not 2 <= n <= n_images:
+        raise DataError(f"there are 2 to {n_images:,} training images to choose from, not {n:,}")
 
 
 def _by_class(images: Images, seed: int) -> Tensor:

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import wilcoxon
 
 from nas_mnist.data.datasets import MNIST, Dataset
-from nas_mnist.data.folds import CONFIRM_PARTITION, fold
+from nas_mnist.data.folds import CONFIRM_PARTITION, check_number, fold, n_fold_images, spread
 from nas_mnist.data.images import Images, load_train
 from nas_mnist.data.unpacking import default_data_dir, prepare
 from nas_mnist.errors import StudyError, TrainingDiverged
@@ -102,8 +102,9 @@ def confirm(
     """Train the best candidates on every pair that is missing, and rank them by their mean.
 
     Raises `StudyError` if the search has no finished candidate or is of another dataset, or if it was confirmed with
-    other folds.
+    other folds; `DataError` for more images than a fold has. Nothing is written then.
     """
+    check_train_images(settings)
     found = study.load(settings.storage.open(), settings.study_name)
     study.dataset_of(settings.storage, settings.study_name, settings.dataset)
     best = search.leaderboard(found.get_trials(deepcopy=False))[: settings.top]
@@ -116,6 +117,12 @@ def confirm(
         pruner = optuna.pruners.WilcoxonPruner(p_threshold=GIVE_UP_P, n_startup_steps=PAIRS_BEFORE_GIVING_UP)
     run_jobs(_queue(settings, best), partial(_prepare, settings), workers, on_event, pruner=pruner)
     return ranking(settings.storage.open(), settings.study_name)
+
+
+def check_train_images(settings: ConfirmSettings) -> None:
+    """Raise `DataError` if there are not as many images to train on as asked for, whichever fold is held out."""
+    if settings.train_images is not None:
+        check_number(settings.train_images, n_fold_images(settings.dataset, settings.n_folds))
 
 
 def ranking(storage: RDBStorage, study_name: str) -> list[Confirmed]:
@@ -153,6 +160,8 @@ def _queue(settings: ConfirmSettings, best: tuple[FrozenTrial, ...]) -> Queue:
         "train_images": settings.train_images,
         "partition": CONFIRM_PARTITION,
     }
+    if settings.train_images is not None:  # before there was this selection more were trained on than were recorded
+        identity["selection"] = "evenly spread"
     return Queue(settings.storage, f"{settings.study_name}-confirm", "mean validation accuracy", identity, jobs)
 
 
@@ -205,9 +214,7 @@ def _train_pair(
 ) -> float:
     """The objective of the search on one fold: the mean validation accuracy of the last two epochs."""
     split = fold(images, number, partition=CONFIRM_PARTITION, n_folds=settings.n_folds)
-    train_images = split.train
-    if settings.train_images:
-        train_images = train_images.part(train_images.indices[:: max(1, len(train_images) // settings.train_images)])
+    train_images = split.train if settings.train_images is None else spread(split.train, settings.train_images)
     network = build(candidate.architecture, seed=seed, device=images.labels.device)
     val_accuracies = []
     for epoch in train(network, candidate.recipe, train_images, split.val, seed=seed):

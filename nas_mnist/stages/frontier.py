@@ -62,10 +62,11 @@ def frontier(
     """Search and confirm under each budget what is missing, and return the best under each, the smallest first.
 
     `follow` gives the consumer of events of each search and each confirmation. Raises as `search.search` and
-    `confirm.confirm` do; `BudgetError` before anything is trained.
+    `confirm.confirm` do; `BudgetError` and `DataError` before anything is written.
     """
     for budget in settings.budgets:
         search.check_budget(budget)
+    confirm.check_train_images(settings.confirm)
     found: list[Best] = []
     handed_down: dict[str, Parameters] = {}
     for searched in reversed(settings.searches()):

@@ -2,9 +2,11 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 from optuna.trial import TrialState, create_trial
 
-from nas_mnist.errors import StudyError, TrainingDiverged
+from nas_mnist.data.folds import fold, n_fold_images
+from nas_mnist.errors import DataError, StudyError, TrainingDiverged
 from nas_mnist.model.architecture import parse
 from nas_mnist.stages import confirm
 from nas_mnist.stages import planned as jobs
@@ -13,6 +15,7 @@ from nas_mnist.study import ownership
 from nas_mnist.study import shared as study
 from nas_mnist.study.space import Candidate
 from nas_mnist.study.storage import Storage
+from nas_mnist.training.loop import EpochResult
 from nas_mnist.training.recipe import Recipe
 from nas_mnist.workers.events import Worker
 
@@ -122,6 +125,56 @@ def test_real_training_of_a_pair_uses_the_fold(settings, images):
     args = (few, candidate, images)
     first, same, other = (confirm._train_pair(*args, k, 0, 0, events.append) for k in (0, 0, 1))
     assert first == same != other and len(events) == 3
+
+
+@pytest.mark.parametrize(("n_folds", "asked", "n"), [(6, 30_000, 30_000), (6, 3_000, 3_000), (7, 999, 999)])
+def test_a_pair_trains_on_as_many_images_as_were_asked_for_and_as_many_of_each_class(
+    settings, images, monkeypatch, n_folds, asked, n
+):
+    trained_on = []
+
+    def train(network, recipe, train_images, val_images, *, seed):
+        trained_on.append(train_images)
+        yield EpochResult(1, 0.1, 0.9, 0.1, 0.9, 0.1, 1.0, 1.0)
+
+    monkeypatch.setattr(confirm, "train", train)
+    candidate = Candidate(parse(LINES[0]), Recipe(epochs=1))
+    for change in ({"train_images": asked}, {}):
+        given = replace(settings, n_folds=n_folds, **change)
+        confirm._train_pair(given, candidate, images, 0, 0, 0, lambda event: None)
+    part, everything = trained_on
+    assert len(part) == n == len(set(part.indices.tolist())) and set(part.indices.tolist()) < set(
+        everything.indices.tolist()
+    )
+    exact = torch.bincount(images.labels[everything.indices]) * n / len(everything)
+    assert (torch.bincount(images.labels[part.indices]) - exact).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("n_folds", "asked", "most"),
+    [(6, 1_000_000, "50,000"), (2, 30_001, "30,000"), (7, 51_429, "51,428"), (6, 1, "50,000")],
+)
+def test_more_images_than_a_fold_has_are_refused_before_anything_is_written(settings, n_folds, asked, most):
+    before = settings.storage.path.read_bytes()
+    with pytest.raises(DataError, match=f"2 to {most} training images to choose from, not {asked:,}"):
+        run(replace(settings, n_folds=n_folds, train_images=asked))
+    assert settings.storage.path.read_bytes() == before
+    assert study.names(settings.storage.open()) == ["nas-mnist"]
+
+
+def test_quick_look_of_another_selection_of_images_is_another_confirmation(settings, monkeypatch):
+    script(monkeypatch, lambda line, k, seed: 0.9)
+    quick = replace(settings, n_folds=2, train_images=3000)
+    identity = {"dataset": "mnist", "folds": 2, "seeds": 1, "train_images": 3000, "partition": 1}
+    attributes = {"identity": identity}  # as it was when 3,125 were trained on
+    study.create(settings.storage.open(), "nas-mnist-confirm", metric="m", attributes=attributes)
+    with pytest.raises(StudyError, match="results of both cannot be compared"):
+        run(quick)
+
+
+def test_as_many_images_as_the_smallest_fold_leaves_can_be_trained_on(settings, images):
+    sizes = [len(fold(images, k, partition=confirm.CONFIRM_PARTITION, n_folds=7).train) for k in range(7)]
+    assert min(sizes) == n_fold_images(settings.dataset, 7) == 51_428
 
 
 def made(*accuracies):

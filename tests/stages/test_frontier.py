@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from nas_mnist.data.datasets import DATASETS
-from nas_mnist.errors import BudgetError
+from nas_mnist.errors import BudgetError, DataError
 from nas_mnist.stages import frontier
 from nas_mnist.stages.confirm import Confirmed, ConfirmSettings
 from nas_mnist.stages.frontier import Best, FrontierSettings
@@ -76,6 +76,14 @@ def test_small_network_also_competes_under_a_larger_budget():
 def test_budget_that_cannot_be_met_is_refused_before_anything_is_written(settings):
     with pytest.raises(BudgetError, match="fewer than 20 parameters"):
         frontier.frontier(replace(settings, budgets=(400, 20)), [Worker(0, "cpu")], None)
+    assert not settings.search.storage.path.exists()
+
+
+def test_images_that_a_fold_has_not_are_refused_before_anything_is_written(settings):
+    common = {"train_images": 40_000}  # enough for the search, and not for one of two folds
+    settings = replace(settings, search=replace(settings.search, **common), confirm=replace(settings.confirm, **common))
+    with pytest.raises(DataError, match="2 to 30,000 training images to choose from, not 40,000"):
+        frontier.frontier(settings, [Worker(0, "cpu")], None)
     assert not settings.search.storage.path.exists()
 
 
