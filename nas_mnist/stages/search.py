@@ -140,9 +140,11 @@ def search(
             times.append(event)
         on_event(worker, event)
 
+    n_left = settings.n_trials - study.progress(trials).trained
     with stopped_once():
         try:
-            run(partial(_work, settings), workers, note)
+            if n_left > 0:
+                run(partial(_work, settings), workers[:n_left], note)
         finally:
             study.take_back(settings.storage, settings.study_name)
     return summarise(settings, time.perf_counter() - start, times)

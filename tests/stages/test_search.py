@@ -1,5 +1,6 @@
 import shlex
 from dataclasses import asdict, replace
+from functools import partial
 
 import optuna
 import pytest
@@ -137,6 +138,23 @@ def test_search_trains_exactly_the_asked_number_and_resumes(settings):
     assert again.progress == first.progress and again.epochs_trained == first.epochs_trained
     assert again.overhead is None, "nothing was trained"
     assert run(4).progress.trained == 4
+
+
+def test_no_more_workers_start_than_there_are_trials_left(settings):
+    started = []
+
+    def run(work, workers, on_event):
+        started.append(len(workers))
+        for worker in workers:
+            work(worker, partial(on_event, worker))
+
+    def search_with(n_trials):
+        given = replace(settings, n_trials=n_trials, epochs=1)
+        return search.search(given, [Worker(i, "cpu") for i in range(8)], lambda worker, event: None, run)
+
+    assert search_with(1).progress.trained == 1 and started == [1]
+    assert search_with(1).progress.trained == 1 and started == [1], "nothing is left to do"
+    assert search_with(3).progress.trained == 3 and started == [1, 2]
 
 
 def test_reference_systems_are_enqueued_once_and_first(settings):
