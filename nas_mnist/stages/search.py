@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from nas_mnist.workers.local import run_workers
 from nas_mnist.workers.signals import stopped_once
 
 COMMAND = "command"  # attribute of the study: the last that worked on it
+N_TRIALS = "n_trials"  # attribute of the study: how many trained trials it shall have, by that command
 KEEP_WEIGHTS = "keep_weights"  # attribute of the study: of how many candidates weights and pictures are kept
 
 
@@ -207,16 +209,40 @@ def _prepare_study(settings: SearchSettings, starts: Mapping[str, Parameters] | 
             attributes={"identity": asdict(settings.identity)},
         )
         found = study.load(storage, settings.study_name)
-        found.set_user_attr(KEEP_WEIGHTS, settings.keep_weights)
-        found.set_user_attr(COMMAND, settings.command)
-        trials = found.get_trials(deepcopy=False)
-        if study.progress(trials).trained >= settings.n_trials:
-            return  # what is queued now would wait for good
-        references = _references(settings) if settings.warm_start else {}
-        there = {trial.user_attrs.get("reference") for trial in trials}
-        for name, parameters in _different({**references, **(starts or {})}, settings).items():
-            if name not in there:
-                found.enqueue_trial(parameters, user_attrs={"reference": name})
+        for name, value in (
+            (KEEP_WEIGHTS, settings.keep_weights),
+            (N_TRIALS, settings.n_trials),
+            (COMMAND, settings.command),
+        ):
+            found.set_user_attr(name, value)
+        study.recover(found)  # what is queued again comes first
+        _queue_starts(found, settings, starts or {})
+
+
+def _queue_starts(found: optuna.Study, settings: SearchSettings, starts: Mapping[str, Parameters]) -> None:
+    """Queue the warm starts that were not tried, but no more than may still be trained: they would wait for good.
+
+    A later search for more trials queues the rest.
+    """
+    trials = found.get_trials(deepcopy=False)
+    now = study.progress(trials)
+    room = settings.n_trials - now.trained - now.running - now.waiting
+    if room <= 0:
+        return
+    references = _references(settings) if settings.warm_start else {}
+    there = {trial.user_attrs.get("reference") for trial in trials}
+    left = {n: p for n, p in _different({**references, **starts}, settings).items() if n not in there}
+    for name, parameters in islice(left.items(), room):
+        found.enqueue_trial(parameters, user_attrs={"reference": name})
+
+
+def is_finished(found: optuna.Study) -> bool:
+    """Whether a search has all the trials that it was last asked for.
+
+    Earlier versions did not write down how many, and queued more than would be trained; of theirs what runs counts.
+    """
+    now = study.progress(found.get_trials(deepcopy=False))
+    return now.running == 0 and now.trained >= found.user_attrs.get(N_TRIALS, 0)
 
 
 def _different(starts: Mapping[str, Parameters], settings: SearchSettings) -> dict[str, Parameters]:

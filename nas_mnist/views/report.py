@@ -104,8 +104,8 @@ def page(found: optuna.Study, ranking: Sequence[Confirmed] = (), retrained: Sequ
         identity=identity,
         dataset=dataset,
         n_val_images=dataset.n_train_images - n_search_images(dataset),
-        progress=study.progress(trials),
-        summary=_summary(trials, identity["epochs"], ranking, retrained),
+        finished=search.is_finished(found),
+        summary=_summary(found, identity["epochs"], ranking, retrained),
         settings=_settings(found, trials, identity),
         candidates=_candidates(trials),
         front=_front(trials),
@@ -175,13 +175,15 @@ def _json(drawn: dict[str, go.Figure]) -> str:
 
 
 def _summary(
-    trials: Sequence[FrozenTrial], max_epochs: int, ranking: Sequence[Confirmed], retrained: Sequence[Retrained]
+    found: optuna.Study, max_epochs: int, ranking: Sequence[Confirmed], retrained: Sequence[Retrained]
 ) -> dict[str, str]:
     """What the study has come to, as names and values."""
+    trials = found.get_trials(deepcopy=False)
     now = study.progress(trials)
     trained = [trial for trial in trials if study.is_trained(trial)]
     diverged = sum(figures.outcome(trial) == "diverged" for trial in trials)
     n_drawn = sum("n_parameters" in trial.user_attrs for trial in trials)
+    under_way = (now.running or now.waiting) and f"{now.running:,} running, {now.waiting:,} waiting"
     values = {
         "best": _best(trials),
         "confirmed": ranking and _confirmed(ranking[0]),
@@ -191,7 +193,7 @@ def _summary(
         "over budget": f"{now.over_budget:,} of {n_drawn:,} drawn"
         + (f" ({now.over_budget / n_drawn:.1%}); recorded, never trained" if now.over_budget else ""),
         "failed": f"{now.failed:,}",
-        "under way": (now.running or now.waiting) and f"{now.running:,} running, {now.waiting:,} waiting",
+        "under way": not search.is_finished(found) and under_way,
         "epochs": _epochs(trained, max_epochs),
         "time": _time(trials),
     }

@@ -16,6 +16,7 @@ from nas_mnist.stages.search import SearchSettings
 from nas_mnist.stages.trial import EpochTrained, TrialEnded, TrialStarted
 from nas_mnist.study import shared as study
 from nas_mnist.study import space
+from nas_mnist.study.ownership import OWNER, owner
 from nas_mnist.study.storage import Storage
 from nas_mnist.workers.events import Worker
 
@@ -159,13 +160,59 @@ def test_no_more_workers_start_than_there_are_trials_left(settings):
 
 def test_reference_systems_are_enqueued_once_and_first(settings):
     for _ in range(2):
-        search._prepare_study(replace(settings, warm_start=True))
+        search._prepare_study(replace(settings, warm_start=True, n_trials=100))
     trials = study.load(settings.storage.open(), settings.study_name).get_trials()
     names = [trial.user_attrs["reference"] for trial in trials]
     assert set(names) >= {"step-by-step", "lite-m4", "era1a7", "eva-drilldown"} and len(names) == len(set(names))
     first = trials[names.index("step-by-step")].system_attrs["fixed_params"]
     candidate = space.to_candidate(first, max_params=8000, epochs=2)
     assert candidate.architecture.line == "c8 c16 M c8k1 c12 c16 c20 G c16k1 c10k1-"
+
+
+def test_no_more_reference_systems_are_queued_than_may_be_trained_and_a_later_search_queues_the_rest(settings):
+    def queued(n_trials):
+        search._prepare_study(replace(settings, warm_start=True, n_trials=n_trials))
+        return [trial.user_attrs["reference"] for trial in _trials(settings)]
+
+    everything = list(search.reference_points(settings.max_params))
+    assert len(everything) > 5
+    for n_trials, n_queued in ((3, 3), (3, 3), (2, 3), (5, 5), (100, None)):
+        assert queued(n_trials) == everything[:n_queued]
+
+
+def test_trials_that_are_trained_or_under_way_leave_no_room_for_reference_systems(settings):
+    search._prepare_study(settings)
+    found = study.load(settings.storage.open(), settings.study_name)
+    found.add_trial(optuna.trial.create_trial(value=0.9))
+    found.ask().set_user_attr(OWNER, owner())
+    search._prepare_study(replace(settings, warm_start=True, n_trials=4))
+    assert [trial.state.name for trial in _trials(settings)] == ["COMPLETE", "RUNNING", "WAITING", "WAITING"]
+
+
+def _trials(settings):
+    return study.load(settings.storage.open(), settings.study_name).get_trials()
+
+
+@pytest.mark.parametrize(
+    ("n_asked", "states", "finished"),
+    [
+        (3, "CCP", True),
+        (3, "CCPW", True),  # what an earlier, larger search had queued
+        (4, "CCPW", False),
+        (3, "CCPR", False),
+        (3, "CC", False),
+        (None, "CCPW", True),
+        (None, "CCPR", False),
+    ],
+)
+def test_search_is_finished_when_it_has_the_trials_it_was_asked_for(n_asked, states, finished):
+    found = optuna.create_study()
+    of = {"C": TrialState.COMPLETE, "P": TrialState.PRUNED, "W": TrialState.WAITING, "R": TrialState.RUNNING}
+    for letter in states:
+        found.add_trial(optuna.trial.create_trial(state=of[letter], value=0.9 if letter == "C" else None))
+    if n_asked:
+        found.set_user_attr(search.N_TRIALS, n_asked)
+    assert search.is_finished(found) == finished
 
 
 @pytest.mark.parametrize("max_params", [500, 1000, 5000])

@@ -5,13 +5,14 @@ from itertools import pairwise
 
 import pypdfium2
 import pytest
+from optuna.trial import TrialState, create_trial
 from PIL import Image
 from synthetic import confirm_trial, draw_trial, draw_trials, new_study, retrain_trial
 
 from nas_mnist.cli import main as cli
 from nas_mnist.data.datasets import DATASETS
 from nas_mnist.errors import NasMnistError, StudyError
-from nas_mnist.stages.search import leaderboard
+from nas_mnist.stages.search import N_TRIALS, leaderboard
 from nas_mnist.study import shared as study
 from nas_mnist.study.storage import Storage
 from nas_mnist.views import report as study_report
@@ -80,6 +81,14 @@ def test_the_summary_counts_what_became_of_the_trials(long_search, report_file):
         "± 0.02 (n = 3) of the test set",
     ):
         assert fact in summary, fact
+
+
+@pytest.mark.parametrize(("n_asked", "unfinished"), [(2, False), (3, True)])
+def test_only_a_search_that_has_not_all_its_trials_is_called_unfinished(n_asked, unfinished):
+    found = new_study([draw_trial(0), draw_trial(1, "pruned"), create_trial(state=TrialState.WAITING)])
+    found.set_user_attr(N_TRIALS, n_asked)
+    html = study_report.page(found)
+    assert ("This study is not finished" in html) == ("0 running, 1 waiting" in html) == unfinished
 
 
 def test_settings_tell_what_makes_the_study_comparable_and_where_it_ran(long_search, report_file):
