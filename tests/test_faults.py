@@ -27,6 +27,7 @@ from nas_mnist.stages import retrain
 from nas_mnist.study import ownership
 from nas_mnist.study import shared as study
 from nas_mnist.study.artifacts import Artifacts
+from nas_mnist.study.jobs import JOB
 from nas_mnist.study.shared import SharedStudy
 from nas_mnist.study.storage import LOCK_TIMEOUT_SECONDS, Storage, experimental
 from nas_mnist.views import tables as report
@@ -226,7 +227,7 @@ def test_failed_job_that_another_trial_has_done_is_not_done_again(storage):
     found = study.load(storage.open(), "s")
     found._thread_local.in_optimize_loop = True
     for state in (TrialState.FAIL, TrialState.COMPLETE):
-        found.enqueue_trial({}, user_attrs={study.JOB: {"seed": 1}})
+        found.enqueue_trial({}, user_attrs={JOB: {"seed": 1}})
         found.tell(found.ask(), 1.0 if state == TrialState.COMPLETE else None, state)
     study.recover(found)
     assert states(trials_of(storage)) == "FC"

@@ -10,6 +10,7 @@ from nas_mnist.data.folds import n_search_images
 from nas_mnist.stages.retrain import Retrained
 from nas_mnist.study.space import RECIPE
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
+from nas_mnist.training.recipe import Recipe
 from nas_mnist.views import tables as report
 
 SECTIONS = """# {title}
@@ -105,7 +106,7 @@ def model_card(retrained: Retrained, record: dict[str, Any]) -> str:
         modules=report.module_table(architecture).strip(),
         fields=_plain(report.receptive_field_table(architecture)),
         costs=_plain(report.cost_table(architecture)),
-        recipe=_recipe(record["recipe"]),
+        recipe=_recipe(retrained.candidate.recipe),
         commands=_commands(retrained, record),
         versions=_versions(record),
     )
@@ -196,7 +197,7 @@ def _log(retrained: Retrained) -> str:
     return "\n".join(rows)
 
 
-def _recipe(recipe: dict[str, Any]) -> str:
+def _recipe(recipe: Recipe) -> str:
     rows = [f"| {name} | {value} |" for name, value in report.recipe_values(recipe).items()]
     return "\n".join(["| | |", "| --- | --- |", *rows])
 

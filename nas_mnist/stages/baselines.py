@@ -22,11 +22,13 @@ from nas_mnist.data.images import load_test, load_train
 from nas_mnist.data.unpacking import default_data_dir, prepare
 from nas_mnist.model.network import build, count_parameters
 from nas_mnist.model.zoo import ZOO, ReferenceSystem, find
-from nas_mnist.stages.planned import JobStarted, Queue, job_of, run_jobs
+from nas_mnist.stages.planned import JobStarted, Queue, run_jobs
 from nas_mnist.stages.trial import record, train_and_report
 from nas_mnist.study import shared as study
+from nas_mnist.study.jobs import job_of
 from nas_mnist.study.space import Candidate
 from nas_mnist.study.storage import Storage
+from nas_mnist.study.stored import distinctive
 from nas_mnist.task import MAX_EPOCHS, N_FINAL_EPOCHS
 from nas_mnist.training.recipe import Recipe
 from nas_mnist.workers.events import Send, Worker
@@ -71,7 +73,7 @@ class BaselineSettings:
     @property
     def identity(self) -> dict[str, Any]:
         """What the runs of a study have in common; a study of another identity is refused."""
-        recipe = asdict(RECIPE)
+        recipe = distinctive(RECIPE)
         del recipe["epochs"]
         return {"dataset": self.dataset.name, "train_images": self.n_train_images, **recipe}
 
@@ -152,9 +154,8 @@ def train_baselines(
     """
     prepare(settings.data_dir, settings.dataset)
     _split(settings)
-    queue = Queue(
-        settings.storage, settings.study_name, "test accuracy", settings.identity, tuple(map(asdict, settings.jobs))
-    )
+    jobs = tuple(map(asdict, settings.jobs))
+    queue = Queue(settings.storage, settings.study_name, "test accuracy", settings.identity, jobs, settings.epochs)
     run_jobs(queue, partial(_prepare, settings), workers, on_event)
     return results(settings)
 

@@ -25,9 +25,10 @@ from nas_mnist.data.unpacking import default_data_dir, prepare
 from nas_mnist.errors import StudyError, TrainingDiverged
 from nas_mnist.model.network import build, count_parameters
 from nas_mnist.stages import search
-from nas_mnist.stages.planned import Job, JobStarted, Objective, Queue, job_of, run_jobs
+from nas_mnist.stages.planned import JobStarted, Objective, Queue, run_jobs
 from nas_mnist.stages.trial import EpochTrained, record
 from nas_mnist.study import shared as study
+from nas_mnist.study.jobs import Job, job_of
 from nas_mnist.study.space import Candidate
 from nas_mnist.study.storage import Storage, experimental
 from nas_mnist.training.evaluation import final_accuracy
@@ -149,7 +150,7 @@ def _queue(settings: ConfirmSettings, best: tuple[FrozenTrial, ...]) -> Queue:
         {
             "trial": trial.number,
             "search_score": trial.value,
-            "candidate": {name: trial.user_attrs[name] for name in ("architecture", "recipe")},
+            "candidate": Candidate.from_dict(trial.user_attrs),
         }
         for trial in best
     )
@@ -162,7 +163,9 @@ def _queue(settings: ConfirmSettings, best: tuple[FrozenTrial, ...]) -> Queue:
     }
     if settings.train_images is not None:  # before there was this selection more were trained on than were recorded
         identity["selection"] = "evenly spread"
-    return Queue(settings.storage, f"{settings.study_name}-confirm", "mean validation accuracy", identity, jobs)
+    n_epochs = len(settings.pairs) * max(job["candidate"].recipe.epochs for job in jobs)
+    name = f"{settings.study_name}-confirm"
+    return Queue(settings.storage, name, "mean validation accuracy", identity, jobs, n_epochs)
 
 
 def _confirmed(trial: FrozenTrial) -> Confirmed:
@@ -188,7 +191,7 @@ def _train(
     settings: ConfirmSettings, images: Images, device: torch.device, trial: optuna.Trial, job: Job, send: Send
 ) -> float:
     """One candidate on every pair; a retried trial brings the accuracies of the pairs it had finished along."""
-    candidate = Candidate.from_dict(job["candidate"])
+    candidate = job["candidate"]
     record(trial, candidate, count_parameters(candidate.architecture), None, device)
     trial.set_user_attr("folds", settings.n_folds)
     trial.set_user_attr("seeds", settings.n_seeds)

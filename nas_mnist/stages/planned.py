@@ -1,7 +1,7 @@
 """Jobs: training runs that are known beforehand, each a trial of a study and done once.
 
-A job is a dict of plain values, kept in the trial's user attribute `job`. A job that a trial stands for, finished,
-running or waiting, is never queued again, so the same command goes on where it was stopped.
+A job that a trial stands for, finished, running or waiting, is never queued again, so the same command goes on where it
+was stopped.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,12 +14,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas_mnist.stages.trial import work_off
 from nas_mnist.study import shared as study
+from nas_mnist.study.jobs import Job, attributes_of, job_of
 from nas_mnist.study.storage import Storage
 from nas_mnist.workers.events import Send, Worker
 from nas_mnist.workers.local import run_workers
 from nas_mnist.workers.signals import stopped_once
 
-Job = dict[str, Any]
 Objective = Callable[[optuna.Trial, Job, Send], float]
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -36,6 +36,7 @@ class Queue:
     metric: str
     identity: dict[str, Any]
     jobs: tuple[Job, ...]
+    epochs_per_job: int
 
     def wants(self, trial: FrozenTrial) -> bool:
         """Whether the trial stands for one of these jobs."""
@@ -48,6 +49,7 @@ class JobsBegan:
 
     n_left: int
     n_done: int
+    epochs_per_job: int  # unless it is given up
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def run_jobs(
         study.recover(found, queue.wants)
     n_done = len(finished(found, queue.jobs))
     n_left = len(queue.jobs) - n_done
-    on_event(None, JobsBegan(n_left, n_done))
+    on_event(None, JobsBegan(n_left, n_done, queue.epochs_per_job))
     with stopped_once():
         try:
             if n_left:
@@ -97,11 +99,6 @@ def finished(found: optuna.Study, jobs: Iterable[Job]) -> list[FrozenTrial]:
     return [trial for trial in by_job if trial is not None]
 
 
-def job_of(trial: FrozenTrial) -> Job | None:
-    """The job a trial stands for; it is written down when the trial is queued, before any parameter is drawn."""
-    return trial.user_attrs.get(study.JOB)
-
-
 def _work(queue: Queue, prepare: Callable[[str], Objective], pruner, worker: Worker, send: Send) -> None:
     """What one worker process does, from first to last."""
     objective = prepare(worker.device)
@@ -115,7 +112,7 @@ def _work(queue: Queue, prepare: Callable[[str], Objective], pruner, worker: Wor
         wanted=queue.wants,
         on_outage=send,
     )
-    work_off(shared, lambda trial, send: objective(trial, trial.user_attrs[study.JOB], send), send)
+    work_off(shared, lambda trial, send: objective(trial, job_of(trial), send), send)
 
 
 def _queue_next(found: optuna.Study, jobs: Iterable[Job]) -> int:
@@ -127,6 +124,6 @@ def _queue_next(found: optuna.Study, jobs: Iterable[Job]) -> int:
     taken = [job_of(trial) for trial in found.get_trials(deepcopy=False, states=standing)]
     for job in jobs:
         if job not in taken:
-            found.enqueue_trial({}, user_attrs={study.JOB: job})
+            found.enqueue_trial({}, user_attrs=attributes_of(job))
             return 1
     return 0

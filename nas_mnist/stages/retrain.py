@@ -24,10 +24,11 @@ from nas_mnist.data.unpacking import default_data_dir, prepare
 from nas_mnist.errors import BudgetError, StudyError
 from nas_mnist.model.network import build, count_parameters
 from nas_mnist.stages import confirm
-from nas_mnist.stages.planned import FINISHED, Job, JobStarted, Objective, Queue, job_of, run_jobs
+from nas_mnist.stages.planned import FINISHED, JobStarted, Objective, Queue, run_jobs
 from nas_mnist.stages.trial import record, train_and_report
 from nas_mnist.study import shared as study
 from nas_mnist.study.artifacts import Artifacts
+from nas_mnist.study.jobs import Job, job_of
 from nas_mnist.study.space import Candidate
 from nas_mnist.study.storage import Storage
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS, N_FINAL_EPOCHS, TARGET_ACCURACY
@@ -161,9 +162,10 @@ class RetrainSettings:
 
     @property
     def queue(self) -> Queue:
-        jobs = tuple({"candidate": self.chosen.candidate.to_dict(), "seed": seed} for seed in range(self.n_seeds))
+        candidate = self.chosen.candidate
+        jobs = tuple({"candidate": candidate, "seed": seed} for seed in range(self.n_seeds))
         identity = {"dataset": self.dataset.name, "train_images": self.n_train_images}
-        return Queue(self.storage, self.retrain_study, "test accuracy", identity, jobs)
+        return Queue(self.storage, self.retrain_study, "test accuracy", identity, jobs, candidate.recipe.epochs)
 
 
 def choose(storage: Storage, study_name: str, trial: int | None = None) -> Chosen:
@@ -183,7 +185,7 @@ def choose(storage: Storage, study_name: str, trial: int | None = None) -> Chose
     confirmed = next((c for c in ranking if c.trial == trial), None)
     frozen = study.find_trial(found, trial)
     return Chosen(
-        Candidate.from_dict({name: frozen.user_attrs[name] for name in ("architecture", "recipe")}),
+        Candidate.from_dict(frozen.user_attrs),
         trial,
         frozen.value if frozen.state == TrialState.COMPLETE else None,
         confirmed.to_dict() if confirmed else None,
@@ -247,7 +249,7 @@ def results(opened: RDBStorage, study_name: str) -> list[Retrained]:
 
 def _trials_of(chosen: Chosen, ended: list[FrozenTrial]) -> list[FrozenTrial]:
     """Those of one candidate, by seed."""
-    own = [trial for trial in ended if Candidate.from_dict(job_of(trial)["candidate"]) == chosen.candidate]
+    own = [trial for trial in ended if job_of(trial)["candidate"] == chosen.candidate]
     return sorted(own, key=lambda trial: job_of(trial)["seed"])
 
 
@@ -276,7 +278,7 @@ def _last_chosen(ended: list[FrozenTrial]) -> Chosen | None:
     if not ended:
         return None
     last = max(ended, key=lambda trial: trial.number)  # not by its time: the clock may have been set
-    return Chosen(Candidate.from_dict(job_of(last)["candidate"]), **last.user_attrs.get("chosen", {}))
+    return Chosen(job_of(last)["candidate"], **last.user_attrs.get("chosen", {}))
 
 
 def _run(trial: FrozenTrial) -> Run:
@@ -303,7 +305,7 @@ def _train(
     settings: RetrainSettings, split: Split, device: torch.device, trial: optuna.Trial, job: Job, send: Send
 ) -> float:
     """One seed, from its job to the test accuracy of its last epoch; the weights are kept with the trial."""
-    candidate, seed = Candidate.from_dict(job["candidate"]), job["seed"]
+    candidate, seed = job["candidate"], job["seed"]
     record(trial, candidate, count_parameters(candidate.architecture), seed, device)
     chosen = settings.chosen
     if chosen.candidate == candidate:  # it may be a run of another one that was stopped, with a history of its own

@@ -16,6 +16,7 @@ from nas_mnist.data.folds import Split
 from nas_mnist.errors import TrainingDiverged
 from nas_mnist.model.network import Network
 from nas_mnist.study import shared as study
+from nas_mnist.study import stored
 from nas_mnist.study.space import Candidate
 from nas_mnist.training.loop import EpochResult, train
 from nas_mnist.training.recipe import Recipe
@@ -63,7 +64,7 @@ def record(
         "n_parameters": n_parameters,
         "n_macs": candidate.architecture.n_macs,
         "receptive_field": candidate.architecture.receptive_field,
-        "recipe": asdict(candidate.recipe),
+        "recipe": stored.write(candidate.recipe),
         "seed": seed,
         "device": device_name(device),
         "versions": versions(),

@@ -20,13 +20,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas_mnist.data.datasets import DATASETS, MNIST, Dataset
 from nas_mnist.errors import StudyError
+from nas_mnist.study.jobs import job_of
 from nas_mnist.study.ownership import OWNER, is_orphan, owner
 from nas_mnist.study.storage import POLL_SECONDS, STORAGE_ERRORS, OnOutage, Storage, experimental, reason
 
 MAX_RETRIES = 2  # of a trial whose process was killed
 
 CONSTRAINT = "parameters"  # parameters − (limit − 1); feasible when ≤ 0
-JOB = "job"  # user attribute of a trial that does what is known beforehand; see `jobs`
 
 with experimental():
     _retry = RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)
@@ -271,14 +271,14 @@ def _queue_failed_again(study: optuna.Study, wanted: Wanted) -> None:
     """
     trials = study.get_trials(deepcopy=False)
     tried_again = {_retry_history(trial)[-1] for trial in trials if _retry_history(trial)}
-    jobs = [trial.user_attrs[JOB] for trial in trials if JOB in trial.user_attrs and trial.state != TrialState.FAIL]
+    jobs = [job for trial in trials if trial.state != TrialState.FAIL and (job := job_of(trial))]
     for trial in trials:
         if (
             trial.state == TrialState.FAIL
             and wanted(trial)
             and trial.number not in tried_again
             and len(_retry_history(trial)) < MAX_RETRIES
-            and trial.user_attrs.get(JOB) not in jobs
+            and job_of(trial) not in jobs
         ):
             _retry(study, _without_traces(trial))
 

@@ -28,6 +28,7 @@ from optuna.distributions import (
 
 from nas_mnist.errors import ArchitectureError
 from nas_mnist.model.architecture import INPUT_SIDE, N_CLASSES, Architecture, Conv, GlobalPool, Layer, MaxPool, parse
+from nas_mnist.study import stored
 from nas_mnist.task import MAX_EPOCHS
 from nas_mnist.training.augmentation import Augmentation
 from nas_mnist.training.recipe import Recipe
@@ -56,16 +57,12 @@ class Candidate:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` is the way back."""
-        recipe = asdict(self.recipe)
-        if not self.recipe.calibrated:
-            del recipe["calibrated"]  # as before there was a choice: runs of earlier studies are known by these values
-        return {"architecture": str(self.architecture), "recipe": recipe}
+        return {"architecture": str(self.architecture), "recipe": stored.write(self.recipe)}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "Candidate":
-        recipe = dict(values["recipe"])
-        augmentation = Augmentation(**recipe.pop("augmentation"))
-        return Candidate(parse(values["architecture"]), Recipe(**recipe, augmentation=augmentation))
+        """Whichever version of nas-mnist wrote it."""
+        return Candidate(parse(values["architecture"]), stored.read(values["recipe"]))
 
 
 def reference_recipe(optimizer: str = RECIPE.optimizer, epochs: int = MAX_EPOCHS) -> Recipe:
@@ -103,7 +100,7 @@ def distributions(optimizer: str = RECIPE.optimizer) -> dict[str, BaseDistributi
 def fingerprint(optimizer: str = RECIPE.optimizer) -> str:
     """A short hash that changes with the space; studies of different spaces are never mixed."""
     ranges = {name: json.loads(distribution_to_json(d)) for name, d in distributions(optimizer).items()}
-    return hashlib.sha256(json.dumps([ranges, asdict(RECIPE)], sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([ranges, stored.distinctive(RECIPE)], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def suggest(trial: Trial, optimizer: str = RECIPE.optimizer) -> Parameters:

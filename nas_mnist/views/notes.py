@@ -24,7 +24,7 @@ TASK = (
 
 def trial_note(trial: FrozenTrial, drawing_url: str) -> str:
     """The network of a trial: its line, a drawing, where its parameters are, and how it is trained."""
-    candidate = Candidate.from_dict({name: trial.user_attrs[name] for name in ("architecture", "recipe")})
+    candidate = Candidate.from_dict(trial.user_attrs)
     architecture, attributes = candidate.architecture, trial.user_attrs
     parts = [f"`{architecture}`", f"![{architecture.line}]({drawing_url})"]
     if study.is_over_budget(trial):

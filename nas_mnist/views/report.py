@@ -35,6 +35,7 @@ from nas_mnist.stages import confirm, retrain, search
 from nas_mnist.stages.confirm import Confirmed
 from nas_mnist.stages.retrain import Retrained
 from nas_mnist.study import shared as study
+from nas_mnist.study import stored
 from nas_mnist.study.storage import Storage
 from nas_mnist.views import study_figures as figures
 from nas_mnist.views import tables as report
@@ -261,7 +262,10 @@ def _counted(trials: Sequence[FrozenTrial], attribute: str) -> str:
 def _candidates(trials: Sequence[FrozenTrial]) -> list[Candidate]:
     return [
         Candidate(
-            rank, trial, _drawing(trial.user_attrs["architecture"]), report.recipe_values(trial.user_attrs["recipe"])
+            rank,
+            trial,
+            _drawing(trial.user_attrs["architecture"]),
+            report.recipe_values(stored.read(trial.user_attrs["recipe"])),
         )
         for rank, trial in enumerate(search.leaderboard(trials)[:N_BEST], 1)
     ]

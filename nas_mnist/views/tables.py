@@ -148,11 +148,11 @@ def budget_line(n_parameters: int, max_params: int) -> Text:
     return Text(f"✗ {n_parameters:,} parameters: not fewer than {max_params:,}, {-left:,} too many", "red")
 
 
-def recipe_values(recipe: dict[str, Any]) -> dict[str, str]:
-    """A recipe's values by name, as people read them; `recipe` as `dataclasses.asdict` makes it."""
-    flat = {**recipe, **recipe["augmentation"]}
+def recipe_values(recipe: "Recipe") -> dict[str, str]:
+    """A recipe's values by name, as people read them."""
+    flat = {**asdict(recipe), **asdict(recipe.augmentation)}
     del flat["augmentation"]
-    if recipe["optimizer"] != "sgd":
+    if recipe.optimizer != "sgd":
         del flat["momentum"]  # the others have none that anybody sets
     return {
         name.replace("_", " "): f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -74,7 +74,7 @@ def test_finished_runs_are_never_repeated_and_more_seeds_add_to_them(settings):
     first = run(replace(settings, n_seeds=1))
     events = []
     results = run(settings, events)
-    assert events[0] == JobsBegan(n_left=2, n_done=2)
+    assert events[0] == JobsBegan(n_left=2, n_done=2, epochs_per_job=1)
     assert started(events) == [f"{name} seed 1" for name in NAMES]
     assert [r.runs[0] for r in results] == [r.runs[0] for r in first]
     assert started_again(settings) == []

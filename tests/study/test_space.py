@@ -43,12 +43,6 @@ def test_every_candidate_round_trips_through_its_parameters():
         assert space.Candidate.from_dict(drawn.to_dict()) == drawn
 
 
-def test_candidates_of_earlier_studies_are_stored_as_ever():
-    stored = space.Candidate(parse(REFERENCES["era1a7"]), space.Recipe()).to_dict()
-    assert "calibrated" not in stored["recipe"]
-    assert space.Candidate.from_dict(stored).to_dict() == stored
-
-
 @pytest.mark.parametrize("optimizer", space.LEARNING_RATES)
 def test_references_are_trained_with_what_lies_in_the_middle_of_the_ranges(optimizer):
     recipe = space.reference_recipe(optimizer, 7)

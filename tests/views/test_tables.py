@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torchinfo
@@ -116,7 +116,7 @@ def test_baselines_table_fits_80_columns_and_marks_best_epochs_and_diverged_runs
 
 @pytest.mark.parametrize(("optimizer", "has_one"), [("sgd", True), ("adamw", False), ("soap", False)])
 def test_only_sgd_has_a_momentum(optimizer, has_one):
-    values = report.recipe_values(asdict(Recipe(optimizer=optimizer)))
+    values = report.recipe_values(Recipe(optimizer=optimizer))
     assert values["optimizer"] == optimizer and ("momentum" in values) == has_one
 
 
