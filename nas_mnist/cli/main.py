@@ -598,7 +598,7 @@ def _baselines(arguments) -> int:
         dataset=_dataset(arguments),
     )
     workers = plan_workers(arguments.workers, arguments.devices)
-    with display.JobDisplay(Console(stderr=arguments.json), settings.epochs) as show:
+    with display.JobDisplay(Console(stderr=arguments.json)) as show:
         results = baselines.train_baselines(settings, workers, show)
     if arguments.json:
         print(json.dumps([report.baseline_values(result) for result in results], indent=2, ensure_ascii=False))
@@ -663,7 +663,7 @@ def _confirm(arguments) -> int:
         dataset=_dataset_of(storage, arguments.study, arguments),
     )
     workers = plan_workers(arguments.workers, arguments.devices)
-    with display.JobDisplay(Console(stderr=arguments.json), len(settings.pairs) * MAX_EPOCHS) as show:
+    with display.JobDisplay(Console(stderr=arguments.json)) as show:
         ranking = confirm.confirm(settings, workers, show)
     if arguments.json:
         print(json.dumps([confirmed.to_dict() for confirmed in ranking], indent=2))
@@ -809,7 +809,7 @@ def _retrain(arguments) -> int:
             f"--check judges the task, which is one of MNIST, not of {settings.dataset.name}: leave it out"
         )
     workers = plan_workers(arguments.workers, arguments.devices)
-    with display.JobDisplay(Console(stderr=arguments.json), settings.chosen.candidate.recipe.epochs) as show:
+    with display.JobDisplay(Console(stderr=arguments.json)) as show:
         retrained = retrain.retrain(settings, workers, show)
     if arguments.json:
         print(json.dumps(report.retrained_values(retrained), indent=2, ensure_ascii=False))

@@ -17,7 +17,6 @@ from nas_mnist.stages.planned import JobsBegan, JobStarted
 from nas_mnist.stages.search import SearchBegan, SearchSettings, Summary
 from nas_mnist.stages.trial import EpochTrained, TrialEnded, TrialStarted
 from nas_mnist.study.storage import Outage, OutageEnded
-from nas_mnist.task import MAX_EPOCHS
 from nas_mnist.training.loop import EpochResult
 from nas_mnist.workers.events import Worker, WorkerDied
 
@@ -150,9 +149,11 @@ class SearchDisplay:
 class JobDisplay:
     """Follows jobs: a bar over all epochs on a terminal, and a line for each finished job."""
 
-    def __init__(self, console: Console, epochs_per_job: int):
-        self._console, self._epochs_per_job = console, epochs_per_job
+    def __init__(self, console: Console):
+        self._console = console
+        self._epochs_per_job = self._n_epochs = 0  # of all jobs together, those done and those to come
         self._names: dict[int, str] = {}  # by worker
+        self._epochs: dict[int, int] = {}  # by worker, of the job it is at
         self._progress = Progress(
             TextColumn("[bold]epochs"),
             BarColumn(),
@@ -178,22 +179,25 @@ class JobDisplay:
     def __call__(self, worker: Worker | None, event: Any) -> None:
         """Take in one event; this is what `run_jobs` calls."""
         match event:
-            case JobsBegan(n_left=n_left, n_done=n_done):
-                self._progress.update(self._task, total=n_left * self._epochs_per_job)
+            case JobsBegan(n_left=n_left, n_done=n_done, epochs_per_job=epochs_per_job):
+                self._epochs_per_job, self._n_epochs = epochs_per_job, n_left * epochs_per_job
                 if n_done:
                     self._say(f"runs done already: {n_done}; left: {n_left}")
             case JobStarted(name=name):
                 self._names[worker.index] = name
             case EpochTrained():
+                self._epochs[worker.index] = self._epochs.get(worker.index, 0) + 1
                 self._progress.advance(self._task)
             case TrialEnded(accuracy=accuracy):
+                self._n_epochs -= self._epochs_per_job - self._epochs.pop(worker.index, 0)  # it may be given up
                 outcome = "ended early" if accuracy is None else f"{accuracy:.2%}"
                 self._say(f"{self._names.pop(worker.index, '?')}: {outcome}")
             case WorkerDied():
+                self._n_epochs += self._epochs.pop(worker.index, 0)  # once more
                 self._say(f"{died(worker, event)}; its run is queued again")
             case Outage() | OutageEnded():
                 self._say(outage(worker, event))
-        self._progress.update(self._task, names=", ".join(self._names.values()))
+        self._progress.update(self._task, total=self._n_epochs or None, names=", ".join(self._names.values()))
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True, markup=False)
@@ -207,7 +211,7 @@ def follow(console: Console, stage: SearchSettings | ConfirmSettings, workers: l
         shown = SearchDisplay(console, stage, workers, quiet=False, verbose=False)
     else:
         what = "confirming the best"
-        shown = JobDisplay(console, len(stage.pairs) * MAX_EPOCHS)
+        shown = JobDisplay(console)
     console.print(f"[bold]{what}[/] (study {escape(repr(stage.study_name))})")
     with shown:
         yield shown
