@@ -184,7 +184,7 @@ def test_trials_that_are_trained_or_under_way_leave_no_room_for_reference_system
     search._prepare_study(settings)
     found = study.load(settings.storage.open(), settings.study_name)
     found.add_trial(optuna.trial.create_trial(value=0.9))
-    found.ask().set_user_attr(OWNER, owner())
+    found.add_trial(optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={OWNER: owner()}))
     search._prepare_study(replace(settings, warm_start=True, n_trials=4))
     assert [trial.state.name for trial in _trials(settings)] == ["COMPLETE", "RUNNING", "WAITING", "WAITING"]
 

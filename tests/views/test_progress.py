@@ -2,7 +2,6 @@
 
 import io
 import re
-from types import SimpleNamespace
 
 import pytest
 from optuna.trial import create_trial
@@ -26,15 +25,15 @@ LINE = "c8 M c16 G c10k1-"
 SETTINGS = SearchSettings(Storage("sqlite:///s.db"), n_trials=4, epochs=5)
 
 
-def new_console(*, terminal=True):
+def new_console(*, terminal=True, get_time=None):
     """One that keeps what it has printed: all frames of a live display, one after the other."""
     return Console(
         file=io.StringIO(),
         record=True,
         force_terminal=terminal,
         width=130,
+        get_time=get_time,
         _environ={"TERM": "xterm"},
-        color_system=None,
     )
 
 
@@ -129,10 +128,9 @@ def test_search_that_goes_on_counts_what_is_trained_already_and_keeps_its_best()
     assert f"best 99.00%  1,000 parameters  {LINE}" in last and " 3/4 " in last
 
 
-def test_time_left_is_that_of_the_epochs_to_come(monkeypatch):
+def test_time_left_is_that_of_the_epochs_to_come():
     now = [1000.0]
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    console = new_console()
+    console = new_console(get_time=lambda: now[0])
     with SearchDisplay(console, SETTINGS, WORKERS, quiet=False, verbose=False) as display:
         display(WORKERS[0], TrialStarted(0, LINE, 1))
         for number in range(1, 6):
