@@ -222,7 +222,7 @@ def test_real_search_and_confirmation_with_two_workers_are_shown_as_they_run(tmp
     workers = [Worker(0, "cpu"), Worker(1, "cpu")]
     seen, text = follow(settings, workers, lambda show: search.search(settings, workers, show))
     assert "searching below 300 parameters, to 3 trials (study 'it[s]')" in text
-    assert len(re.findall(r"^[123]/3  trial \d: [\d.]+%, \d+ parameters, c\d+ ", text, re.M)) == 3
+    assert len(re.findall(r"[123]/3  trial \d: [\d.]+%, \d+ parameters, c\d+ ", text)) == 3
     epochs = [(worker, event, shown) for worker, event, shown in seen if isinstance(event, EpochTrained)]
     assert len(epochs) == 6
     for worker, event, shown in epochs:
@@ -238,7 +238,7 @@ def test_real_search_and_confirmation_with_two_workers_are_shown_as_they_run(tmp
     confirmed = ConfirmSettings(**common, top=2, n_folds=2)
     seen, text = follow(confirmed, workers, lambda show: confirm.confirm(confirmed, workers, show))
     assert "confirming the best (study 'it[s]')" in text
-    assert len(re.findall(r"^trial \d, fold 2, seed 0: [\d.]+%", text, re.M)) == 2
+    assert len(re.findall(r"trial \d, fold 2, seed 0: [\d.]+%", text)) == 2
     assert " 8/8 " in seen[-1][2], "two candidates on two folds, two epochs each"
 
 
