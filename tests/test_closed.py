@@ -14,6 +14,7 @@ import pytest
 
 import nas_mnist
 from nas_mnist.cli import main as cli
+from nas_mnist.cli import search as search_command
 from nas_mnist.errors import shown
 from nas_mnist.study import shared as study
 from nas_mnist.study.storage import Storage
@@ -185,8 +186,8 @@ def test_misplaced_storage_never_tells_the_password(capsys, tmp_path, monkeypatc
 def test_what_is_printed_to_go_on_never_tells_the_password(capsys):
     cli._say_stopped(["search", "--storage", URLS[0], "--study", "x"], goes_on=True)
     arguments = cli.build_parser().parse_args(["search", "--storage", URLS[0]])
-    assert not tells(capsys.readouterr().err + cli._next_steps(arguments))
-    assert "user:***@127.0.0.1" in cli._next_steps(arguments)
+    assert not tells(capsys.readouterr().err + search_command._next_steps(arguments))
+    assert "user:***@127.0.0.1" in search_command._next_steps(arguments)
     assert not any(tells(str(Storage.parse(url))) for url in (URLS[0], *URLS[2:4]))
     assert shown("sqlite:///a.db at 12:30, me@example.org") == "sqlite:///a.db at 12:30, me@example.org"
 

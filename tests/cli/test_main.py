@@ -61,7 +61,7 @@ def searched(tmp_path_factory, data_dir):
 def test_every_command_and_every_option_has_help_and_is_in_the_readme(command, capsys, request):
     code, out, _ = run(capsys, command, "--help")
     readme = (request.config.rootpath / "README.md").read_text()
-    assert code == 0 and f"nas-mnist {command}" in readme
+    assert code == 0 and f"nas-mnist {command}" in readme and f"example: nas-mnist {command}" in out
     parser = next(a for a in cli.build_parser()._subparsers._group_actions).choices[command]
     assert all(action.help for action in parser._actions), out
 

@@ -1,0 +1,236 @@
+"""`search` and `frontier`: look for networks, under one budget or under several."""
+
+import argparse
+import contextlib
+import json
+from pathlib import Path
+
+from nas_mnist.cli.options import (
+    OPTIMIZERS,
+    add_command,
+    add_data_dir,
+    add_dataset,
+    add_json,
+    add_storage,
+    add_workers,
+    at_least,
+    data_dir_of,
+    dataset_asked,
+    names,
+    place_of,
+    storage_of,
+)
+from nas_mnist.errors import DeviceError
+from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
+
+
+def add_search(commands) -> None:
+    parser = add_command(
+        commands,
+        "search",
+        _search,
+        "search for the best network; the same command goes on where it stopped",
+        example="nas-mnist search --trials 100",
+        goes_on=True,
+    )
+    parser.add_argument(
+        "--trials",
+        type=at_least(1),
+        default=100,
+        metavar="N",
+        help="trained trials the study shall have (default: 100)",
+    )
+    parser.add_argument(
+        "--max-params",
+        type=at_least(1),
+        default=MAX_PARAMS,
+        metavar="N",
+        help="a network has fewer (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--epochs", type=at_least(1, 1000), default=MAX_EPOCHS, metavar="N", help="of a trial (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--train-images",
+        type=at_least(2),
+        metavar="N",
+        help="fewer for a quick run (default: all of the split, 50,000 of MNIST)",
+    )
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="soap", help="(default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=at_least(0), default=0, metavar="N", help="of the sampler and the trials (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--prune",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="stop trials that cannot win (default: yes)",
+    )
+    parser.add_argument(
+        "--warm-start",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="begin with the reference systems (default: yes)",
+    )
+    parser.add_argument(
+        "--keep-weights",
+        type=at_least(0),
+        default=5,
+        metavar="K",
+        help="keep weights and pictures of the best K candidates (default: %(default)s)",
+    )
+    add_workers(parser)
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="place the workers on this Ray cluster; auto: the one of this machine"
+    )
+    add_storage(parser)
+    add_dataset(parser)
+    add_data_dir(parser)
+    volume = parser.add_mutually_exclusive_group()
+    volume.add_argument("--quiet", action="store_true", help="print the summary alone")
+    volume.add_argument("--verbose", action="store_true", help="print every epoch")
+
+
+def _search(arguments) -> int:
+    from rich.console import Console
+
+    from nas_mnist.stages import search
+    from nas_mnist.views import progress as display
+    from nas_mnist.views.publisher import Publisher
+
+    settings = search.SearchSettings(
+        storage=storage_of(arguments),
+        study_name=arguments.study,
+        n_trials=arguments.trials,
+        max_params=arguments.max_params,
+        epochs=arguments.epochs,
+        train_images=arguments.train_images,
+        data_dir=data_dir_of(arguments),
+        optimizer=arguments.optimizer,
+        seed=arguments.seed,
+        prune=arguments.prune,
+        dataset=dataset_asked(arguments),
+        warm_start=arguments.warm_start,
+        keep_weights=arguments.keep_weights,
+    )
+    console = Console()
+    publisher = Publisher(settings.storage, settings.study_name, settings.data_dir)
+    with (
+        _placed(arguments, settings.storage) as (workers, run),
+        display.SearchDisplay(console, settings, workers, quiet=arguments.quiet, verbose=arguments.verbose) as show,
+    ):
+        summary = search.search(settings, workers, _to_both(show, publisher), run)
+    publisher.publish()
+    display.print_summary(console, settings, summary)
+    console.print(f"\n{_next_steps(arguments)}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _to_both(first, second):
+    """One consumer of events that hands each to two."""
+
+    def both(worker, event) -> None:
+        first(worker, event)
+        second(worker, event)
+
+    return both
+
+
+@contextlib.contextmanager
+def _placed(arguments, storage):
+    """The workers, on this machine or on a Ray cluster, and what runs them."""
+    if arguments.ray is None:
+        from nas_mnist.workers.local import plan_workers, run_workers
+
+        yield plan_workers(arguments.workers, arguments.devices), run_workers
+        return
+    if arguments.devices:
+        raise DeviceError(
+            "--devices names those of this machine; with --ray the cluster chooses: leave one of them out"
+        )
+    try:
+        from nas_mnist.workers import ray_cluster as ray_workers
+    except ModuleNotFoundError:
+        raise DeviceError("Ray is not installed: pip install 'nas-mnist[ray]'") from None
+    with ray_workers.connected(arguments.ray, storage):
+        yield ray_workers.plan_workers(arguments.workers), ray_workers.run_workers
+
+
+def _next_steps(arguments) -> str:
+    place = place_of(arguments)
+    return f"next: nas-mnist show{place}\n      nas-mnist dashboard{place}\n      nas-mnist confirm{place}"
+
+
+def add_frontier(commands) -> None:
+    parser = add_command(
+        commands,
+        "frontier",
+        _frontier,
+        "search and confirm under several budgets, and draw accuracy against size",
+        example="nas-mnist frontier --budgets 1000,2000 --out frontier.png",
+        goes_on=True,
+    )
+    parser.add_argument(
+        "--budgets",
+        type=_budgets,
+        default=(500, 1000, 2000, 4000, 8000),
+        metavar="N[,N…]",
+        help="a network has fewer parameters (default: 500,1000,2000,4000,8000)",
+    )
+    parser.add_argument(
+        "--trials", type=at_least(1), default=100, metavar="N", help="trained trials for each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--epochs", type=at_least(1, 1000), default=MAX_EPOCHS, metavar="N", help="of a trial (default: %(default)s)"
+    )
+    parser.add_argument("--train-images", type=at_least(2), metavar="N", help="for a quick look (default: all)")
+    parser.add_argument(
+        "--top", type=at_least(1), default=4, metavar="N", help="candidates to confirm of each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--folds", type=at_least(2, 100), default=6, metavar="N", help="to confirm on (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also draw it into this PNG, SVG or PDF file")
+    add_json(parser)
+    add_workers(parser)
+    add_storage(parser)
+    add_dataset(parser)
+    add_data_dir(parser)
+
+
+def _budgets(text: str) -> tuple[int, ...]:
+    return tuple(map(at_least(1), names(text)))
+
+
+def _frontier(arguments) -> int:
+    from rich.console import Console
+
+    from nas_mnist.stages import confirm, frontier, search
+    from nas_mnist.views import progress as display
+    from nas_mnist.views import tables as report
+    from nas_mnist.workers.local import plan_workers
+
+    if arguments.out:
+        report.check_figure_path(arguments.out)
+    common = {
+        "storage": storage_of(arguments),
+        "study_name": arguments.study,
+        "train_images": arguments.train_images,
+        "data_dir": data_dir_of(arguments),
+        "dataset": dataset_asked(arguments),
+    }
+    settings = frontier.FrontierSettings(
+        search.SearchSettings(**common, n_trials=arguments.trials, epochs=arguments.epochs),
+        confirm.ConfirmSettings(**common, top=arguments.top, n_folds=arguments.folds),
+        arguments.budgets,
+    )
+    workers = plan_workers(arguments.workers, arguments.devices)
+    console = Console(stderr=arguments.json, highlight=False)
+    points = frontier.frontier(settings, workers, lambda stage: display.follow(console, stage, workers))
+    if arguments.out:
+        report.save_figure(report.frontier_figure(points, settings.search.dataset), arguments.out)
+    if arguments.json:
+        print(json.dumps(report.frontier_values(points), indent=2, ensure_ascii=False))
+        return 0
+    console.print(report.frontier_table(points, settings.search.dataset), crop=False)
+    return 0
