@@ -59,7 +59,7 @@ def draw_result(storage: Storage) -> Figure:
         )  # fmt: skip
     axes.plot([], [], "^", color="C1", label="designed by hand, as published: one run")
     axes.plot([], [], "*", color="C1", label="other published marks")
-    axes.set(xlabel="parameters", ylabel="test accuracy in %", xlim=(0, 9000), ylim=(98.45, 99.68))
+    axes.set(xlabel="parameters", ylabel="test accuracy in %", xlim=(0, 9000), ylim=(98.3, 99.68))
     axes.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
     axes.grid(alpha=0.25)
     axes.legend(loc="lower left", fontsize=9)
