@@ -1,0 +1,119 @@
+"""A trained network at rest: convolutions with a bias, rectified or not, and pools; the norms are folded into them.
+
+A norm before the activation goes into the convolution before it. A norm behind the activation goes into the next
+convolution: a mean lets it pass, a max-pool too where its factors are positive. A convolution with padding cannot take
+it, as its padding is 0 behind the norm and not before: there the norm becomes a depthwise 1×1 convolution.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from nas_mnist.model.network import Network
+from nas_mnist.solution.walk import Convolution, Pool, walk
+
+NORM_EPS = 1e-5  # of nn.BatchNorm2d
+
+
+@dataclass(frozen=True)
+class FoldedConvolution:
+    """y = Σ x·weight + bias, then max(y, 0) if `rectified`. Weight (C', C / groups, K, K) and bias (C',), float64."""
+
+    name: str
+    weight: np.ndarray
+    bias: np.ndarray
+    groups: int
+    stride: int
+    padding: int
+    rectified: bool
+    in_side: int
+    side: int
+
+    @property
+    def channels(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def in_channels(self) -> int:
+        return self.weight.shape[1] * self.groups
+
+    @property
+    def kernel(self) -> int:
+        return self.weight.shape[2]
+
+
+FoldedStep = FoldedConvolution | Pool
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """y = x·scale + shift for each channel."""
+
+    scale: np.ndarray
+    shift: np.ndarray
+
+
+def fold(network: Network) -> list[FoldedStep]:
+    """The steps of the network, in the order in which they are computed, with every norm folded."""
+    architecture, state = network.architecture, network.state_dict()
+    steps: list[FoldedStep] = []
+    pending: _Norm | None = None
+    for step in (step for steps in walk(architecture) for step in steps):
+        if pending and not _takes(step, pending):
+            steps.append(_as_convolution(f"norm_before_{_name(step)}", pending, step.in_side))
+            pending = None
+        if isinstance(step, Pool):
+            steps.append(step)
+            continue
+        norm = _read_norm(step, state)
+        steps.append(_fold(step, state, pending, norm if architecture.norm_first else None))
+        pending = None if architecture.norm_first else norm
+    if pending:
+        steps.append(_as_convolution("norm_at_the_end", pending, 1))
+    return steps
+
+
+def _takes(step: Convolution | Pool, norm: _Norm) -> bool:
+    """Whether a norm before the step can be one behind it, or be folded into it."""
+    if isinstance(step, Convolution):
+        return step.padding == 0
+    return not step.is_max or bool((norm.scale > 0).all())
+
+
+def _name(step: Convolution | Pool) -> str:
+    return step.name if isinstance(step, Convolution) else "pool"
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().double().numpy()
+
+
+def _read_norm(step: Convolution, state: dict[str, Tensor]) -> _Norm | None:
+    if step.norm is None:
+        return None
+    weight, bias, mean, var = (
+        _numpy(state[f"{step.norm_source}.{field}"]) for field in ("weight", "bias", "running_mean", "running_var")
+    )
+    scale = weight / np.sqrt(var + NORM_EPS)
+    return _Norm(scale, bias - mean * scale)
+
+
+def _fold(step: Convolution, state: dict[str, Tensor], before: _Norm | None, behind: _Norm | None) -> FoldedConvolution:
+    weight = _numpy(state[f"{step.source}.weight"])
+    bias = _numpy(state[f"{step.source}.bias"]) if step.bias else np.zeros(step.channels)
+    if before:
+        channels = (slice(None), np.newaxis) if step.groups > 1 else (np.newaxis, slice(None))
+        bias = bias + (weight * before.shift[channels][..., None, None]).sum((1, 2, 3))
+        weight = weight * before.scale[channels][..., None, None]
+    if behind:
+        weight = weight * behind.scale[:, None, None, None]
+        bias = bias * behind.scale + behind.shift
+    return FoldedConvolution(
+        step.name, weight, bias, step.groups, step.stride, step.padding, step.activation, step.in_side, step.side
+    )
+
+
+def _as_convolution(name: str, norm: _Norm, side: int) -> FoldedConvolution:
+    weight = norm.scale[:, None, None, None]
+    return FoldedConvolution(name, weight, norm.shift, len(norm.scale), 1, 0, False, side, side)
