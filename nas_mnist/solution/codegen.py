@@ -1,11 +1,11 @@
 """Architecture → the source of a module that a person could have written, and the names its weights have there."""
 
 import inspect
-from dataclasses import dataclass
 
 from nas_mnist.data.datasets import MNIST, Dataset, Normalisation
-from nas_mnist.model.architecture import Architecture, Conv, LayerShape, MaxPool
+from nas_mnist.model.architecture import Architecture, Conv
 from nas_mnist.solution import preprocess as digit
+from nas_mnist.solution.walk import Convolution, Pool, Step, walk
 
 _READING = (
     digit.prepare,
@@ -18,68 +18,26 @@ _READING = (
 )
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One convolution of the built network with what follows it; a separable convolution has two."""
-
-    name: str
-    norm: str | None
-    source: str  # its name in the state dict of the built network, "3.0"
-    norm_source: str
-    definition: str
-    channels: int
-    n_parameters: int
-    activation: bool
+def _convolutions(architecture: Architecture) -> list[Convolution]:
+    return [step for steps in walk(architecture) for step in steps if isinstance(step, Convolution)]
 
 
-def _parts(index: int, number: int, shape: LayerShape) -> list[_Part]:
-    """The parts of the `number`-th convolution, which is child `index` of the built network."""
-    conv: Conv = shape.layer
-    size = f"{shape.in_channels}, {{}}, {conv.kernel}"
+def _definition(conv: Convolution) -> str:
     options = f", stride={conv.stride}" * (conv.stride != 1) + f", padding={conv.padding}" * (conv.padding != 0)
-    bias = "" if conv.bias else ", bias=False"
-
-    def part(name: str, norm: str, position: int, definition: str, channels: int, n_weights: int) -> _Part:
-        norm_name = norm if conv.norm else None
-        source = f"{index}.{position}"
-        return _Part(
-            name, norm_name, source, f"{index}.{position + 1}.norm", definition, channels, n_weights, conv.activation
-        )
-
-    if not conv.separable:
-        n_weights = shape.in_channels * conv.channels * conv.kernel**2 + conv.bias * conv.channels
-        definition = f"nn.Conv2d({size.format(conv.channels)}{options}{bias})"
-        return [part(f"conv{number}", f"norm{number}", 0, definition, conv.channels, n_weights)]
-    c = shape.in_channels
-    depthwise = f"nn.Conv2d({size.format(c)}{options}, groups={c}, bias=False)"
-    pointwise = f"nn.Conv2d({c}, {conv.channels}, 1{bias})"
-    n_weights = c * conv.channels + conv.bias * conv.channels
-    return [
-        part(f"depthwise{number}", f"depthwise_norm{number}", 0, depthwise, c, c * conv.kernel**2),
-        part(f"pointwise{number}", f"norm{number}", 1 + conv.activation, pointwise, conv.channels, n_weights),
-    ]
-
-
-def _all_parts(architecture: Architecture) -> list[list[_Part]]:
-    """The parts of each layer; a pool has none."""
-    parts, number = [], 0
-    for index, shape in enumerate(architecture.shapes):
-        is_conv = isinstance(shape.layer, Conv)
-        number += is_conv
-        parts.append(_parts(index, number, shape) if is_conv else [])
-    return parts
+    options += f", groups={conv.groups}" * conv.is_depthwise + ", bias=False" * (not conv.bias)
+    return f"nn.Conv2d({conv.in_channels}, {conv.channels}, {conv.kernel}{options})"
 
 
 def weight_names(architecture: Architecture) -> dict[str, str]:
     """For each name in the built network's state dict its name in `model.py`."""
     names = {}
-    for part in (part for parts in _all_parts(architecture) for part in parts):
-        names[f"{part.source}.weight"] = f"{part.name}.weight"
-        if "bias=False" not in part.definition:
-            names[f"{part.source}.bias"] = f"{part.name}.bias"
-        if part.norm:
+    for conv in _convolutions(architecture):
+        names[f"{conv.source}.weight"] = f"{conv.name}.weight"
+        if conv.bias:
+            names[f"{conv.source}.bias"] = f"{conv.name}.bias"
+        if conv.norm:
             for field in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-                names[f"{part.norm_source}.{field}"] = f"{part.norm}.{field}"
+                names[f"{conv.norm_source}.{field}"] = f"{conv.norm}.{field}"
     return names
 
 
@@ -110,36 +68,35 @@ def _commented(code: str, comment: str) -> str:
 
 def _definitions(architecture: Architecture) -> list[str]:
     lines = []
-    for part in (part for parts in _all_parts(architecture) for part in parts):
-        lines.append(_commented(f"self.{part.name} = {part.definition}", f"{part.n_parameters:,} parameters"))
-        if part.norm:
-            lines.append(_commented(f"self.{part.norm} = nn.BatchNorm2d({part.channels})", f"{2 * part.channels:,}"))
+    for conv in _convolutions(architecture):
+        lines.append(_commented(f"self.{conv.name} = {_definition(conv)}", f"{conv.n_parameters:,} parameters"))
+        if conv.norm:
+            lines.append(_commented(f"self.{conv.norm} = nn.BatchNorm2d({conv.channels})", f"{2 * conv.channels:,}"))
     return lines
 
 
 def _forward(architecture: Architecture) -> list[str]:
     lines = []
     last_conv = max(i for i, layer in enumerate(architecture.layers) if isinstance(layer, Conv))
-    for index, (shape, parts) in enumerate(zip(architecture.shapes, _all_parts(architecture), strict=True)):
-        if not parts:
-            pool = "F.max_pool2d(x, 2)" if isinstance(shape.layer, MaxPool) else "x.mean((2, 3), keepdim=True)"
-            lines.append(_commented(f"x = {pool}", f"(B, {shape.channels}, {shape.side}, {shape.side})"))
-        for part in parts:
-            out = f"(B, {part.channels}, {shape.side}, {shape.side})"
-            lines.append(_commented(f"x = {_step(part, architecture.norm_first)}", out))
-        if parts and shape.layer.activation and architecture.dropout and index != last_conv:
+    for index, (layer, steps) in enumerate(zip(architecture.layers, walk(architecture), strict=True)):
+        for step in steps:
+            out = f"(B, {step.channels}, {step.side}, {step.side})"
+            lines.append(_commented(f"x = {_call(step, architecture.norm_first)}", out))
+        if isinstance(layer, Conv) and layer.activation and architecture.dropout and index != last_conv:
             dropout = "dropout" if architecture.elementwise_dropout else "dropout2d"
             lines.append(f"        x = F.{dropout}(x, {architecture.dropout}, self.training)")
     return lines
 
 
-def _step(part: _Part, norm_first: bool) -> str:
-    x = f"self.{part.name}(x)"
-    if not part.activation:
+def _call(step: Step, norm_first: bool) -> str:
+    if isinstance(step, Pool):
+        return "F.max_pool2d(x, 2)" if step.is_max else "x.mean((2, 3), keepdim=True)"
+    x = f"self.{step.name}(x)"
+    if not step.activation:
         return x
-    if part.norm is None:
+    if step.norm is None:
         return f"F.relu({x})"
-    return f"F.relu(self.{part.norm}({x}))" if norm_first else f"self.{part.norm}(F.relu({x}))"
+    return f"F.relu(self.{step.norm}({x}))" if norm_first else f"self.{step.norm}(F.relu({x}))"
 
 
 _TEMPLATE = '''"""{headline}

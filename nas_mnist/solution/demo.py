@@ -12,13 +12,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nas_mnist.data.datasets import Dataset
 from nas_mnist.data.images import Images
-from nas_mnist.model.network import Block, MaxPool2d, Network, NormAct
+from nas_mnist.model.network import Network
+from nas_mnist.solution.folding import read_norm
 from nas_mnist.solution.predict import read_exported
+from nas_mnist.solution.walk import Convolution, Pool, Step, walk
 
 PAGE = "demo.html"
 MAX_WRONG = 300  # test images in the page, about 1 kB each, so that a bad network's page is small too
@@ -71,46 +74,41 @@ def open_page(folder: Path) -> tuple[Path, bool]:
 def layers(network: Network) -> list[dict[str, Any]]:
     """What the network does, step by step: one entry for each token of its line, two for a separable convolution."""
     tokens = map(str, network.architecture.layers)
-    return [entry for token, child in zip(tokens, network, strict=True) for entry in _entries(token, child)]
+    steps = zip(tokens, walk(network.architecture), strict=True)
+    return [_entry(token, step, network) for token, steps_of_token in steps for step in steps_of_token]
 
 
-def _entries(token: str, child: nn.Module) -> list[dict[str, Any]]:
-    if not isinstance(child, Block):
-        what, name = ("2×2 max-pool", "maxPool") if isinstance(child, MaxPool2d) else ("mean of each map", "mean")
-        return [{"token": token, "what": what, "n_parameters": 0, "steps": [{"name": name}]}]
-    entries: list[dict[str, Any]] = []
-    for module in child:
-        if isinstance(module, NormAct):
-            entries[-1]["steps"] += _norm_act(module)
-        else:
-            entries.append({"token": token, "what": _what(module), "n_parameters": 0, "steps": [_conv(module)]})
-        entries[-1]["n_parameters"] += sum(parameter.numel() for parameter in module.parameters())
-    for entry in entries:
-        entry["what"] += "".join(f", {step['name']}" for step in entry["steps"][1:])
-    return entries
+def _entry(token: str, step: Step, network: Network) -> dict[str, Any]:
+    if isinstance(step, Pool):
+        what, name = ("2×2 max-pool", "maxPool") if step.is_max else ("mean of each map", "mean")
+        return {"token": token, "what": what, "n_parameters": 0, "steps": [{"name": name}]}
+    state = network.state_dict()
+    steps = [_conv(step, state), *_norm_act(step, state, network.architecture.norm_first)]
+    what = _what(step) + "".join(f", {each['name']}" for each in steps[1:])
+    n_parameters = step.n_parameters + 2 * step.channels * (step.norm is not None)
+    return {"token": token, "what": what, "n_parameters": n_parameters, "steps": steps}
 
 
-def _what(conv: nn.Conv2d) -> str:
+def _what(conv: Convolution) -> str:
     kind = "depthwise convolution" if conv.groups > 1 else "convolution"
-    stride = f", stride {conv.stride[0]}" if conv.stride[0] > 1 else ""
-    return f"{conv.kernel_size[0]}×{conv.kernel_size[0]} {kind}{stride}"
+    stride = f", stride {conv.stride}" if conv.stride > 1 else ""
+    return f"{conv.kernel}×{conv.kernel} {kind}{stride}"
 
 
-def _conv(conv: nn.Conv2d) -> dict[str, Any]:
-    step = {"name": "conv", "channels": conv.out_channels, "groups": conv.groups, "kernel": conv.kernel_size[0]}
-    step |= {"stride": conv.stride[0], "padding": conv.padding[0], "weight": _floats(conv.weight)}
-    return step if conv.bias is None else step | {"bias": _floats(conv.bias)}
+def _conv(conv: Convolution, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    step = {"name": "conv", "channels": conv.channels, "groups": conv.groups, "kernel": conv.kernel}
+    step |= {"stride": conv.stride, "padding": conv.padding, "weight": _floats(state[f"{conv.source}.weight"])}
+    return step | {"bias": _floats(state[f"{conv.source}.bias"])} if conv.bias else step
 
 
-def _norm_act(module: NormAct) -> list[dict[str, Any]]:
+def _norm_act(conv: Convolution, state: Mapping[str, Tensor], norm_first: bool) -> list[dict[str, Any]]:
     """Norm and ReLU in their order; at rest a batch norm is one factor and one summand for each channel."""
-    relu = {"name": "ReLU"}
-    if module.norm is None:
-        return [relu]
-    scale = module.norm.weight.double() / (module.norm.running_var.double() + module.norm.eps).sqrt()
-    shift = module.norm.bias.double() - module.norm.running_mean.double() * scale
-    norm = {"name": "norm", "scale": _floats(scale), "shift": _floats(shift)}
-    return [norm, relu] if module.norm_first else [relu, norm]
+    relu = [{"name": "ReLU"}] if conv.activation else []
+    norm = read_norm(conv, state)
+    if norm is None:
+        return relu
+    norms = [{"name": "norm", "scale": _floats(norm.scale), "shift": _floats(norm.shift)}]
+    return norms + relu if norm_first else relu + norms
 
 
 def _wrong(images: Images, predictions: Tensor) -> dict[str, Any]:
@@ -128,9 +126,9 @@ def _wrong(images: Images, predictions: Tensor) -> dict[str, Any]:
     }
 
 
-def _floats(values: Tensor) -> str:
+def _floats(values: Tensor | np.ndarray) -> str:
     """Little-endian float32, as every browser's arrays are, in base64."""
-    return _base64(values.detach().cpu().contiguous().numpy().astype("<f4").tobytes())
+    return _base64(np.asarray(values).astype("<f4").tobytes())
 
 
 def _base64(content: bytes) -> str:

@@ -5,6 +5,7 @@ convolution: a mean lets it pass, a max-pool too where its factors are positive.
 it, as its padding is 0 behind the norm and not before: there the norm becomes a depthwise 1×1 convolution.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,8 +48,8 @@ FoldedStep = FoldedConvolution | Pool
 
 
 @dataclass(frozen=True)
-class _Norm:
-    """y = x·scale + shift for each channel."""
+class Norm:
+    """A batch norm at rest, y = x·scale + shift for each channel, in float64."""
 
     scale: np.ndarray
     shift: np.ndarray
@@ -58,7 +59,7 @@ def fold(network: Network) -> list[FoldedStep]:
     """The steps of the network, in the order in which they are computed, with every norm folded."""
     architecture, state = network.architecture, network.state_dict()
     steps: list[FoldedStep] = []
-    pending: _Norm | None = None
+    pending: Norm | None = None
     for step in (step for steps in walk(architecture) for step in steps):
         if pending and not _takes(step, pending):
             steps.append(_as_convolution(f"norm_before_{_name(step)}", pending, step.in_side))
@@ -66,7 +67,7 @@ def fold(network: Network) -> list[FoldedStep]:
         if isinstance(step, Pool):
             steps.append(step)
             continue
-        norm = _read_norm(step, state)
+        norm = read_norm(step, state)
         steps.append(_fold(step, state, pending, norm if architecture.norm_first else None))
         pending = None if architecture.norm_first else norm
     if pending:
@@ -74,7 +75,7 @@ def fold(network: Network) -> list[FoldedStep]:
     return steps
 
 
-def _takes(step: Convolution | Pool, norm: _Norm) -> bool:
+def _takes(step: Convolution | Pool, norm: Norm) -> bool:
     """Whether a norm before the step can be one behind it, or be folded into it."""
     if isinstance(step, Convolution):
         return step.padding == 0
@@ -89,17 +90,20 @@ def _numpy(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().double().numpy()
 
 
-def _read_norm(step: Convolution, state: dict[str, Tensor]) -> _Norm | None:
+def read_norm(step: Convolution, state: Mapping[str, Tensor]) -> Norm | None:
+    """The norm behind a convolution at rest, from the network's state; None if there is none."""
     if step.norm is None:
         return None
     weight, bias, mean, var = (
         _numpy(state[f"{step.norm_source}.{field}"]) for field in ("weight", "bias", "running_mean", "running_var")
     )
     scale = weight / np.sqrt(var + NORM_EPS)
-    return _Norm(scale, bias - mean * scale)
+    return Norm(scale, bias - mean * scale)
 
 
-def _fold(step: Convolution, state: dict[str, Tensor], before: _Norm | None, behind: _Norm | None) -> FoldedConvolution:
+def _fold(
+    step: Convolution, state: Mapping[str, Tensor], before: Norm | None, behind: Norm | None
+) -> FoldedConvolution:
     weight = _numpy(state[f"{step.source}.weight"])
     bias = _numpy(state[f"{step.source}.bias"]) if step.bias else np.zeros(step.channels)
     if before:
@@ -114,6 +118,6 @@ def _fold(step: Convolution, state: dict[str, Tensor], before: _Norm | None, beh
     )
 
 
-def _as_convolution(name: str, norm: _Norm, side: int) -> FoldedConvolution:
+def _as_convolution(name: str, norm: Norm, side: int) -> FoldedConvolution:
     weight = norm.scale[:, None, None, None]
     return FoldedConvolution(name, weight, norm.shift, len(norm.scale), 1, 0, False, side, side)

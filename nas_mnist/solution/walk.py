@@ -25,6 +25,11 @@ class Convolution:
     side: int
 
     @property
+    def is_depthwise(self) -> bool:
+        """Of a separable convolution the first; with a single channel it is a plain one, too."""
+        return self.name.startswith("depthwise")
+
+    @property
     def n_parameters(self) -> int:
         """Of the convolution alone, without the norm behind it."""
         return self.in_channels // self.groups * self.channels * self.kernel**2 + self.bias * self.channels
