@@ -31,6 +31,7 @@ def add_export(commands) -> None:
         "--out", type=Path, default=Path("solution"), metavar="DIR", help="the folder to make (default: %(default)s)"
     )
     parser.add_argument("--trial", type=at_least(0), metavar="N", help="this trial, once it has been retrained")
+    parser.add_argument("--c", action="store_true", help="also as C for microcontrollers, measured on two of them")
     parser.add_argument("--force", action="store_true", help="replace an earlier solution in that folder")
     add_storage(parser)
     add_dataset(parser, "that of the study")
@@ -46,7 +47,8 @@ def _export(arguments) -> int:
     retrained = retrain.load(storage, arguments.study, chosen)
     dataset_of(storage, f"{arguments.study}-retrain", arguments)
     source = export.Source.find(storage, arguments.study)
-    record = export.export(retrained, source, data_dir_of(arguments), arguments.out, force=arguments.force)
+    how = {"force": arguments.force, "c": arguments.c}
+    record = export.export(retrained, source, data_dir_of(arguments), arguments.out, **how)
     print(f"{arguments.out}: {record['n_parameters']:,} parameters, {record['test_accuracy']:.2%} of the test set")
     folder = shlex.quote(str(arguments.out))
     print(f"next: nas-mnist predict {folder} IMAGE\n      nas-mnist demo {folder}")
@@ -87,6 +89,7 @@ def add_evaluate(commands) -> None:
         example="nas-mnist evaluate solution",
     )
     parser.add_argument("solution", type=Path, metavar="FOLDER", help="that `nas-mnist export` wrote")
+    parser.add_argument("--int8", action="store_true", help="of the quantised network, run by onnxruntime")
     add_json(parser)
     add_data_dir(parser)
 
@@ -94,7 +97,7 @@ def add_evaluate(commands) -> None:
 def _evaluate(arguments) -> int:
     from nas_mnist.solution import predict
 
-    accuracy = predict.accuracy_on_test_set(arguments.solution, data_dir_of(arguments))
+    accuracy = predict.accuracy_on_test_set(arguments.solution, data_dir_of(arguments), int8=arguments.int8)
     print(json.dumps({"test_accuracy": accuracy}) if arguments.json else f"{accuracy:.2%} of the test set")
     return 0
 

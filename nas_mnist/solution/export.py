@@ -24,9 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-import onnxruntime
 import safetensors.torch
 import torch
 from matplotlib.figure import Figure
@@ -37,10 +35,10 @@ from nas_mnist.data.images import Images, load_test, load_train
 from nas_mnist.data.unpacking import checksums, prepare
 from nas_mnist.errors import BudgetError, SolutionError
 from nas_mnist.model.network import Network, build, count_parameters
-from nas_mnist.solution import demo
+from nas_mnist.solution import demo, embedded
 from nas_mnist.solution import model_card as card
 from nas_mnist.solution.codegen import generate, weight_names
-from nas_mnist.solution.predict import RECORD, WEIGHTS, seal
+from nas_mnist.solution.predict import RECORD, WEIGHTS, onnx_logits, seal
 from nas_mnist.stages.retrain import Retrained
 from nas_mnist.study import shared as study
 from nas_mnist.study.storage import Storage
@@ -96,8 +94,10 @@ class Judged:
         return (len(self.images) - len(self.wrong)) / len(self.images)
 
 
-def export(retrained: Retrained, source: Source, data_dir: Path, out: Path, *, force: bool = False) -> dict[str, Any]:
-    """Write the solution into the folder `out` and return what `solution.json` holds.
+def export(
+    retrained: Retrained, source: Source, data_dir: Path, out: Path, *, force: bool = False, c: bool = False
+) -> dict[str, Any]:
+    """Write the solution into the folder `out`, with `c` as C too, and return what `solution.json` holds.
 
     Raises `SolutionError` if the folder exists (unless `force` replaces an earlier solution), cannot be written, or if
     a file of it does not do what the network does; `BudgetError` if the network is over the budget.
@@ -112,7 +112,7 @@ def export(retrained: Retrained, source: Source, data_dir: Path, out: Path, *, f
     _check_accuracy(retrained, judged)
     try:
         with _folder_beside(out) as temporary:
-            record = _write(retrained, network, source, judged, data_dir, temporary)
+            record = _write(retrained, network, source, judged, data_dir, temporary, c)
             _put_in_place(temporary, out, force)
     except OSError as error:
         reason = error.strerror or error
@@ -133,12 +133,14 @@ def _folder_beside(out: Path) -> Iterator[Path]:
 
 
 def _write(
-    retrained: Retrained, network: Network, source: Source, judged: Judged, data_dir: Path, folder: Path
+    retrained: Retrained, network: Network, source: Source, judged: Judged, data_dir: Path, folder: Path, c: bool
 ) -> dict[str, Any]:
+    train_images = load_train(data_dir, retrained.dataset)
     model = _write_model(retrained, judged, folder)
     _write_onnx(model, judged, folder / ONNX)
-    _write_figures(retrained, judged, load_train(data_dir, retrained.dataset), folder / "figures")
+    _write_figures(retrained, judged, train_images, folder / "figures")
     record = _record(retrained, source, judged, checksums(data_dir, retrained.dataset))
+    record |= _write_embedded(retrained, network, train_images, judged, folder, c)
     (folder / CARD).write_text(card.model_card(retrained, record), encoding="utf-8")
     page = demo.page(network, record, retrained.dataset, judged.images, judged.predictions)
     (folder / demo.PAGE).write_text(page, encoding="utf-8")
@@ -231,6 +233,24 @@ def _write_model(retrained: Retrained, judged: Judged, folder: Path) -> nn.Modul
     return model
 
 
+def _write_embedded(
+    retrained: Retrained, network: Network, train_images: Images, judged: Judged, folder: Path, c: bool
+) -> dict[str, Any]:
+    """The int8 network and, if asked for, the C: what `solution.json` holds of them."""
+    int8 = embedded.write_int8(network, train_images, judged.images, folder)
+    accuracy = Judged(judged.images, int8.logits).accuracy
+    record: dict[str, Any] = {
+        "int8": {"test_accuracy": accuracy, "n_calibration_images": embedded.N_CALIBRATION_IMAGES}
+    }
+    if c:
+        headline = (
+            f"A network of {retrained.candidate.architecture.n_parameters:,} parameters for {retrained.dataset.title}: "
+            f"{accuracy:.2%} of the test set in int8, {judged.accuracy:.2%} in float32."
+        )
+        record["c"] = embedded.write_c(int8, headline, judged.images, folder)
+    return record
+
+
 def _import(path: Path):
     spec = importlib.util.spec_from_file_location("exported_model", path)
     module = importlib.util.module_from_spec(spec)
@@ -267,9 +287,7 @@ def _write_onnx(model: nn.Module, judged: Judged, path: Path) -> None:
             verbose=False,
         )
     onnx.save(_without_traces(program.model_proto), path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    logits = [session.run(None, {"images": images.numpy()})[0] for images in _batches(judged.images)]
-    _check_logits(ONNX, torch.from_numpy(np.concatenate(logits)), judged)
+    _check_logits(ONNX, onnx_logits(path.read_bytes(), judged.images), judged)
 
 
 def _without_traces(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -19,7 +19,8 @@ from nas_mnist.errors import SolutionError
 SOURCES = Path(__file__).with_name("firmware")
 COMPILER, EMULATOR = "arm-none-eabi-gcc", "qemu-system-arm"
 FLAGS = ("-O3", "-std=c99", "-ffp-contract=off", "-ffunction-sections", "-fdata-sections", "-ffreestanding", "-Wall")
-OWN = ("main.o", "startup.o")  # of the firmware around the model
+FUNCTIONS = ("model_int8", "model_float")
+OWN = "main.o"  # of the firmware around the model
 TIMEOUT = 600  # seconds for a run, on a machine that does other work too
 
 
@@ -54,6 +55,11 @@ def missing() -> list[str]:
     return [program for program in (COMPILER, EMULATOR) if shutil.which(program) is None]
 
 
+def versions() -> list[str]:
+    """The first line of what each program says of itself."""
+    return [_call([program, "--version"], Path()).split("\n")[0] for program in (COMPILER, EMULATOR)]
+
+
 def measure(folder: Path, function: str, pixels: np.ndarray, board: Board) -> Measured:
     """Build the C in `folder` for the board and let it classify pixels (N, 28, 28) with `model_int8` or `model_float`.
 
@@ -62,12 +68,7 @@ def measure(folder: Path, function: str, pixels: np.ndarray, board: Board) -> Me
     with tempfile.TemporaryDirectory() as temporary:
         build = Path(temporary)
         (build / "images.bin").write_bytes(np.ascontiguousarray(pixels, np.uint8).tobytes())
-        flags = [f"-mcpu={board.cpu}", "-mthumb", "-mfloat-abi=hard", f"-mfpu={board.fpu}", *FLAGS]
-        _call([COMPILER, *flags, "-c", folder.resolve() / "model.c", "-o", "model.o"], build)
-        own = [*flags, "-std=gnu99", f"-I{folder.resolve()}", f"-DMODEL={function}"]
-        _call([COMPILER, *own, "-c", SOURCES / "main.c", "-o", "main.o"], build)
-        link = ["-nostartfiles", "--specs=nano.specs", f"-T{SOURCES / 'board.ld'}", "-Wl,--gc-sections,-Map=map"]
-        _call([COMPILER, *flags, *link, "main.o", "model.o", "-o", "firmware.elf"], build)
+        _build(folder.resolve(), function, board, build)
         flash, ram = sizes((build / "map").read_text())
         lines = _call([*_emulator(board), "-kernel", "firmware.elf"], build).split("\n")
     results = [tuple(map(int, line.split())) for line in lines if re.fullmatch(r"\d+ \d+", line)]
@@ -75,6 +76,15 @@ def measure(folder: Path, function: str, pixels: np.ndarray, board: Board) -> Me
         raise SolutionError(f"the C stopped on a {board.name} after {len(results)} of {len(pixels)} images")
     predictions, instructions = zip(*results, strict=True)
     return Measured(flash, ram, round(mean(instructions)), predictions)
+
+
+def _build(folder: Path, function: str, board: Board, build: Path) -> None:
+    compiler = [COMPILER, f"-mcpu={board.cpu}", "-mthumb", "-mfloat-abi=hard", f"-mfpu={board.fpu}", *FLAGS]
+    _call([*compiler, "-c", folder / "model.c", "-o", "model.o"], build)
+    own = ["-std=gnu99", f"-I{folder}", f"-DMODEL={function}"]
+    _call([*compiler, *own, "-c", SOURCES / "main.c", "-o", "main.o"], build)
+    link = ["-nostartfiles", "--specs=nano.specs", f"-T{SOURCES / 'board.ld'}", "-Wl,--gc-sections,-Map=map"]
+    _call([*compiler, *link, "main.o", "model.o", "-o", "firmware.elf"], build)
 
 
 def _emulator(board: Board) -> list[str]:
@@ -100,7 +110,7 @@ def sizes(linker_map: str) -> tuple[int, int]:
     flash = ram = 0
     kept = linker_map.partition("Linker script and memory map")[2]
     for section, size, source in re.findall(r"^ (\.\w+)\S*\s+0x[0-9a-f]+\s+0x([0-9a-f]+) (\S+)$", kept, re.MULTILINE):
-        if Path(source).name in OWN:
+        if Path(source).name == OWN:
             continue
         n_bytes = int(size, 16)
         flash += n_bytes * (section in (".text", ".rodata", ".data"))

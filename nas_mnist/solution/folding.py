@@ -51,6 +51,7 @@ FoldedStep = FoldedConvolution | Pool
 class Norm:
     """A batch norm at rest, y = x·scale + shift for each channel, in float64."""
 
+    name: str
     scale: np.ndarray
     shift: np.ndarray
 
@@ -62,7 +63,7 @@ def fold(network: Network) -> list[FoldedStep]:
     pending: Norm | None = None
     for step in (step for steps in walk(architecture) for step in steps):
         if pending and not _takes(step, pending):
-            steps.append(_as_convolution(f"norm_before_{_name(step)}", pending, step.in_side))
+            steps.append(_as_convolution(pending, step.in_side))
             pending = None
         if isinstance(step, Pool):
             steps.append(step)
@@ -71,7 +72,7 @@ def fold(network: Network) -> list[FoldedStep]:
         steps.append(_fold(step, state, pending, norm if architecture.norm_first else None))
         pending = None if architecture.norm_first else norm
     if pending:
-        steps.append(_as_convolution("norm_at_the_end", pending, 1))
+        steps.append(_as_convolution(pending, 1))
     return steps
 
 
@@ -80,10 +81,6 @@ def _takes(step: Convolution | Pool, norm: Norm) -> bool:
     if isinstance(step, Convolution):
         return step.padding == 0
     return not step.is_max or bool((norm.scale > 0).all())
-
-
-def _name(step: Convolution | Pool) -> str:
-    return step.name if isinstance(step, Convolution) else "pool"
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
@@ -98,7 +95,7 @@ def read_norm(step: Convolution, state: Mapping[str, Tensor]) -> Norm | None:
         _numpy(state[f"{step.norm_source}.{field}"]) for field in ("weight", "bias", "running_mean", "running_var")
     )
     scale = weight / np.sqrt(var + NORM_EPS)
-    return Norm(scale, bias - mean * scale)
+    return Norm(step.norm, scale, bias - mean * scale)
 
 
 def _fold(
@@ -118,6 +115,6 @@ def _fold(
     )
 
 
-def _as_convolution(name: str, norm: Norm, side: int) -> FoldedConvolution:
+def _as_convolution(norm: Norm, side: int) -> FoldedConvolution:
     weight = norm.scale[:, None, None, None]
-    return FoldedConvolution(name, weight, norm.shift, len(norm.scale), 1, 0, False, side, side)
+    return FoldedConvolution(norm.name, weight, norm.shift, len(norm.scale), 1, 0, False, side, side)

@@ -43,6 +43,8 @@ import onnxruntime
 logits = onnxruntime.InferenceSession("model.onnx").run(None, {{"images": images}})[0]
 ```
 
+{embedded}
+
 ## How it was chosen
 
 {chosen}
@@ -99,6 +101,7 @@ def model_card(retrained: Retrained, record: dict[str, Any]) -> str:
         accuracy=_accuracy(retrained, record),
         opset=record["onnx"]["opset"],
         **record["normalisation"],
+        embedded=_embedded(record),
         chosen=_chosen(retrained, record),
         seeds=_seeds(retrained),
         seed=record["exported_seed"],
@@ -109,6 +112,45 @@ def model_card(retrained: Retrained, record: dict[str, Any]) -> str:
         recipe=_recipe(retrained.candidate.recipe),
         commands=_commands(retrained, record),
         versions=_versions(record),
+    )
+
+
+def _embedded(record: dict[str, Any]) -> str:
+    """The int8 network, and what the C takes on two processors."""
+    int8, n_images = record["int8"]["test_accuracy"], record["int8"]["n_calibration_images"]
+    lost = 100 * (record["test_accuracy"] - int8)
+    told = (
+        f"`model_int8.onnx` computes in bytes: {int8:.2%} of the test set, {record['test_accuracy']:.2%} in float32 "
+        f"(lost: {lost:+.2f} points). It was quantised after the training, calibrated on {n_images:,} training images."
+    )
+    measured = _measured(record["c"], record) if "c" in record else "`nas-mnist export --c` writes it as C, too."
+    return f"## On a microcontroller\n\n{told}\n\n{measured}"
+
+
+def _measured(c: dict[str, Any], record: dict[str, Any]) -> str:
+    told = (
+        "`c/` has both as C99 without a library and without allocation: `make` there builds an example that reads a "
+        "28×28 image and prints the class."
+    )
+    if not c["boards"]:
+        return f"{told} It was not measured on a board, {c['not_measured']}."
+    accuracy = {"model_int8": record["int8"]["test_accuracy"], "model_float": record["test_accuracy"]}
+    rows = [
+        "| processor | arithmetic | flash, bytes | RAM, bytes | multiply-adds | instructions an image | accuracy |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    rows += [
+        f"| {b['board']} | {b['function'].removeprefix('model_')} | {b['flash']:,} | {b['ram']:,} | "
+        f"{record['n_macs']:,} | {b['instructions']:,} | {accuracy[b['function']]:.2%} |"
+        for b in c["boards"]
+    ]
+    return "\n".join(
+        [
+            f"{told} Flash and RAM are the model's own, from the linker's map, without the stack; instructions are the "
+            f"mean of {c['n_images']} test images in QEMU, which counts instructions and no cycles. "
+            f"{'; '.join(c['tools'])}.\n",
+            *rows,
+        ]
     )
 
 

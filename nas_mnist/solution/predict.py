@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import safetensors.torch
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -15,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from nas_mnist.data.datasets import DATASETS, MNIST, Dataset, Normalisation
-from nas_mnist.data.images import load_test
+from nas_mnist.data.images import Images, load_test
 from nas_mnist.data.unpacking import prepare
 from nas_mnist.errors import NasMnistError, SolutionError
 from nas_mnist.model.architecture import parse
@@ -23,9 +25,10 @@ from nas_mnist.model.network import Network, build
 from nas_mnist.solution.codegen import weight_names
 from nas_mnist.solution.preprocess import on_paper
 from nas_mnist.solution.preprocess import prepare as prepare_digit
+from nas_mnist.training.augmentation import normalise
 from nas_mnist.training.evaluation import evaluate
 
-RECORD, WEIGHTS = "solution.json", "weights.safetensors"
+RECORD, WEIGHTS, INT8 = "solution.json", "weights.safetensors", "model_int8.onnx"
 SEAL = "sha256_of_the_above"  # key of the record
 MAX_PIXELS = 50_000_000  # more is no picture of a digit
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # Pillow would start other programs to read some others
@@ -157,13 +160,23 @@ def _reason(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def accuracy_on_test_set(folder: Path, data_dir: Path) -> float:
-    """The fraction of the test set that the solution in this folder gets right.
+def accuracy_on_test_set(folder: Path, data_dir: Path, *, int8: bool = False) -> float:
+    """The fraction of the test set that the solution in this folder gets right; with `int8` the quantised one.
 
     Raises `SolutionError` if any file of it is missing, or not the one that was exported.
     """
     solution = load(folder)
+    quantised = read_exported(folder, INT8) if int8 else None
     check(folder)
     prepare(data_dir, solution.dataset)
     images = replace(load_test(data_dir, solution.dataset), normalisation=solution.normalisation)
-    return evaluate(solution.network, images)[1]
+    if quantised is None:
+        return evaluate(solution.network, images)[1]
+    return (onnx_logits(quantised, images).argmax(1) == images.labels).double().mean().item()
+
+
+def onnx_logits(model: bytes, images: Images) -> Tensor:
+    """What an exported ONNX file makes of images: logits (N, 10)."""
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    batches = (normalise(pixels, images.normalisation).numpy() for pixels, _ in images.batches(1000))
+    return torch.from_numpy(np.concatenate([session.run(None, {"images": batch})[0] for batch in batches]))
