@@ -106,6 +106,7 @@ def write(folder: Path, steps: Sequence[FoldedStep], quantised: Quantised, headl
         "float_last": floats.result,
     }
     texts = {name: _filled((SOURCES / name).read_text(encoding="utf-8"), values) for name in FILES}
+    texts["model.c"] = _without_unused(texts["model.c"])
     folder.mkdir()
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -113,6 +114,16 @@ def write(folder: Path, steps: Sequence[FoldedStep], quantised: Quantised, headl
 
 def _filled(template: str, values: dict[str, Any]) -> str:
     return re.sub(r"@(\w+)@", lambda match: str(values[match[1]]), template)
+
+
+def _without_unused(source: str) -> str:
+    """Without the functions that no layer of this network needs; a blank line stands between two, and none in one."""
+    parts = source.split("\n\n")
+    for i, part in enumerate(parts):
+        function = re.search(r"^static \w+(?: \w+)? (\w+)\(", part, re.MULTILINE)
+        if function and not re.search(rf"\b{function[1]}\(", "\n\n".join(parts[:i] + parts[i + 1 :])):
+            return _without_unused("\n\n".join(parts[:i] + parts[i + 1 :]))  # what only that one called may go, too
+    return source
 
 
 def _float_layer(step: FoldedStep) -> _Layer:
@@ -162,7 +173,7 @@ def _int8_constants(step: QuantisedConvolution) -> str:
         _array("float", f"{name}_multiplier", step.multiplier),
     ]
     fields = [_size(conv), f".zero_in = {zero_in}, .zero = {step.zero}"]
-    fields.append(f".weights = {name}_weights, .bias = {name}_bias, .multiplier = {name}_multiplier")
+    fields += [f".{each} = {name}_{each}" for each in ("weights", "bias", "multiplier")]
     return "\n".join([_heading(conv, 1, 8), *arrays, _struct("int8_layer", name, fields)])
 
 
@@ -173,7 +184,7 @@ def _float_constants(conv: FoldedConvolution) -> str:
         _array("float", f"{name}_bias", conv.bias.astype(np.float32)),
     ]
     fields = [_size(conv), f".is_rectified = {int(conv.rectified)}"]
-    fields.append(f".weights = {name}_weights, .bias = {name}_bias")
+    fields += [f".{each} = {name}_{each}" for each in ("weights", "bias")]
     return "\n".join([_heading(conv, 4, 4), *arrays, _struct("float_layer", name, fields)])
 
 

@@ -34,7 +34,7 @@ def write_int8(network: Network, train_images: Images, test_images: Images, fold
     """Quantise the network, write the ONNX file, and run it over the test set."""
     steps = fold(network)
     chosen = torch.arange(N_CALIBRATION_IMAGES) * (len(train_images) // N_CALIBRATION_IMAGES)
-    model = quantise(steps, normalise(train_images.pixels[chosen], train_images.normalisation).numpy())
+    model = quantise(steps, normalise(train_images.select(chosen)[0], train_images.normalisation).numpy())
     content = model.SerializeToString(deterministic=True)
     (folder / INT8).write_bytes(content)
     return Int8(steps, read(model, steps), onnx_logits(content, test_images))

@@ -13,8 +13,8 @@ struct size {
     int kernel, stride, padding;
 };
 
-/* Where the kernel lies for an output at some row, or column: it begins at `start` on the map, and its rows from `first`
- * to below `last` are on the map. */
+/* Where the kernel lies for an output at some row, or column: it begins at `start` of the map, and its rows from
+ * `first` to below `last` are on the map. */
 struct span {
     int start, first, last;
 };
@@ -141,7 +141,8 @@ static void max_pool_int8(int in_side, int channels, const uint8_t *x, uint8_t *
 }
 
 /* The mean over the map: the multiplier divides by the number of its pixels. */
-static void mean_int8(int in_side, int channels, int zero_in, int zero, float multiplier, const uint8_t *x, uint8_t *y)
+static void mean_int8(int in_side, int channels, int zero_in, int zero, float multiplier, const uint8_t *x,
+                      uint8_t *y)
 {
     const int n = in_side * in_side;
     for (int channel = 0; channel < channels; channel++) {
