@@ -4,7 +4,7 @@ TRIALS ?= 100
 ROUNDS ?= 10
 VENV := .venv
 
-.PHONY: search test soak bench scaling lint clean
+.PHONY: search test soak proof bench scaling lint clean
 
 search: $(VENV)/installed
 	$(VENV)/bin/nas-mnist search --trials $(TRIALS)
@@ -14,6 +14,9 @@ test: $(VENV)/installed
 
 soak: $(VENV)/installed
 	$(VENV)/bin/python tests/soak/soak.py --rounds $(ROUNDS)
+
+proof: $(VENV)/installed
+	$(VENV)/bin/python tests/proof/proof.py
 
 bench: $(VENV)/installed
 	$(VENV)/bin/python tests/benchmarks/bench.py

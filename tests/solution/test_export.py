@@ -25,7 +25,7 @@ from nas_mnist.solution.export import Source
 from nas_mnist.solution.predict import accuracy_on_test_set
 
 SOURCE = Source("studies/x.db", "nas-mnist", 100)
-FILES = ["README.md", "demo.html", "model.onnx", "model.py", "weights.safetensors"]
+FILES = ["README.md", "demo.html", "model.onnx", "model.py", "model_int8.onnx", "weights.safetensors"]
 FIGURES = ["augmented", "confusion", "curves", "misclassified", "samples"]
 
 
@@ -41,6 +41,13 @@ def test_folder_is_whole_and_says_what_it_is(solution, retrained):
     for name, digest in record["sha256"].items():
         assert hashlib.sha256((solution / name).read_bytes()).hexdigest() == digest
     assert list(solution.parent.iterdir()) == [solution]
+
+
+def test_int8_accuracy_is_recorded_told_and_reproduced(solution, data_dir):
+    record = json.loads((solution / "solution.json").read_text())
+    assert accuracy_on_test_set(solution, data_dir, int8=True) == record["int8"]["test_accuracy"]
+    assert abs(record["int8"]["test_accuracy"] - record["test_accuracy"]) < 0.01
+    assert f"{record['int8']['test_accuracy']:.2%} of the test set" in (solution / "README.md").read_text()
 
 
 def test_solution_evaluates_to_what_retraining_saw(solution, retrained, data_dir):
