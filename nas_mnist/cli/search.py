@@ -47,6 +47,10 @@ def add_search(commands) -> None:
         metavar="N",
         help="a network has fewer (default: %(default)s)",
     )
+    parser.add_argument("--max-macs", type=at_least(1), metavar="N", help="multiply-adds of one image, at most")
+    parser.add_argument(
+        "--max-ram", type=at_least(1), metavar="BYTES", help="of maps alive at once in int8, at most; see describe"
+    )
     parser.add_argument(
         "--epochs", type=at_least(1, 1000), default=MAX_EPOCHS, metavar="N", help="of a trial (default: %(default)s)"
     )
@@ -94,6 +98,7 @@ def add_search(commands) -> None:
 def _search(arguments) -> int:
     from rich.console import Console
 
+    from nas_mnist.model.architecture import Limits
     from nas_mnist.stages import search
     from nas_mnist.views import progress as display
     from nas_mnist.views.publisher import Publisher
@@ -103,6 +108,7 @@ def _search(arguments) -> int:
         study_name=arguments.study,
         n_trials=arguments.trials,
         max_params=arguments.max_params,
+        limits=Limits(arguments.max_macs, arguments.max_ram),
         epochs=arguments.epochs,
         train_images=arguments.train_images,
         data_dir=data_dir_of(arguments),
@@ -178,6 +184,12 @@ def add_frontier(commands) -> None:
         help="a network has fewer parameters (default: 500,1000,2000,4000,8000)",
     )
     parser.add_argument(
+        "--over",
+        choices=("params", "macs", "ram"),
+        default="params",
+        help="budgets of parameters, or at most so many multiply-adds or bytes of RAM in int8 (default: %(default)s)",
+    )
+    parser.add_argument(
         "--trials", type=at_least(1), default=100, metavar="N", help="trained trials for each (default: %(default)s)"
     )
     parser.add_argument(
@@ -223,6 +235,7 @@ def _frontier(arguments) -> int:
         search.SearchSettings(**common, n_trials=arguments.trials, epochs=arguments.epochs),
         confirm.ConfirmSettings(**common, top=arguments.top, n_folds=arguments.folds),
         arguments.budgets,
+        arguments.over,
     )
     workers = plan_workers(arguments.workers, arguments.devices)
     console = Console(stderr=arguments.json, highlight=False)

@@ -111,6 +111,18 @@ class LayerShape(NamedTuple):
     n_parameters: int
     n_macs: int
 
+    @property
+    def ram(self) -> int:
+        """Bytes of the maps that are alive at once in int8: one that is read, one that is written.
+
+        A separable convolution is two layers, with the depthwise one's map between them.
+        """
+        read, written = self.in_channels * self.in_side**2, self.channels * self.side**2
+        if isinstance(self.layer, Conv) and self.layer.separable:
+            between = self.in_channels * self.side**2
+            return max(read + between, between + written)
+        return read + written
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -174,9 +186,33 @@ class Architecture:
         return sum(shape.n_macs for shape in self.shapes)
 
     @property
+    def ram(self) -> int:
+        """Bytes of int8 maps that are alive at once, in the layer where these are most; weights are in flash."""
+        return max(shape.ram for shape in self.shapes)
+
+    @property
     def receptive_field(self) -> int:
         """Side in pixels of the input square that one output sees."""
         return self.shapes[-1].receptive_field
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a network may take besides its parameters: multiply-adds and bytes of int8 maps at most, None for any."""
+
+    max_macs: int | None = None
+    max_ram: int | None = None
+
+    def excess(self, architecture: Architecture) -> dict[str, int]:
+        """By how much each limit that there is was exceeded; nothing of 0 or less is."""
+        taken = {"macs": (architecture.n_macs, self.max_macs), "ram": (architecture.ram, self.max_ram)}
+        return {name: n - limit for name, (n, limit) in taken.items() if limit is not None}
+
+    def admit(self, architecture: Architecture) -> bool:
+        return all(excess <= 0 for excess in self.excess(architecture).values())
+
+
+NO_LIMITS = Limits()
 
 
 def _shape(layer: Layer, channels: int, side: int, jump: int, field: int) -> LayerShape:

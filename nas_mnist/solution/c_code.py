@@ -4,7 +4,8 @@ The functions that compute a layer stand in `model.c` as they are here; written 
 constant for each convolution, and two functions that call the layers in their order.
 
 A map is row by row, its channels innermost. The maps lie in one static buffer: a layer reads at one end of it and
-writes at the other, so that it is as large as the largest sum of a map that is read and one that is written.
+writes at the other, so that it is as large as the largest sum of a map that is read and one that is written. A norm
+that stands alone works in place.
 """
 
 import re
@@ -36,6 +37,7 @@ class _Layer:
     in_values: int  # of the map that is read, and of the one that is written
     values: int
     comment: str
+    in_place: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,16 @@ class _Program:
         """Of the buffer."""
         first, *rest = self.layers
         needed = first.values + first.in_values * (not self.reads_pixels)
-        return max([needed, *(layer.in_values + layer.values for layer in rest)])
+        return max([needed, *(layer.in_values + layer.values * (not layer.in_place) for layer in rest)])
 
     @property
     def places(self) -> list[int]:
-        """Where each layer writes: at the end of the buffer that the map it reads is not at."""
-        at_start = self.reads_pixels
+        """Where each layer writes: in place, or at the end of the buffer that the map it reads is not at."""
+        is_at_start = not self.reads_pixels
         places = []
         for layer in self.layers:
-            places.append(0 if at_start else self.n_values - layer.values)
-            at_start = not at_start
+            is_at_start = is_at_start == layer.in_place
+            places.append(0 if is_at_start else self.n_values - layer.values)
         return places
 
     def source(self) -> str:
@@ -159,7 +161,8 @@ def _function(step: FoldedConvolution) -> str:
 def _layer(call: str, step: FoldedStep) -> _Layer:
     in_channels = step.in_channels if isinstance(step, FoldedConvolution) else step.channels
     comment = f"{step.side}x{step.side}x{step.channels}"
-    return _Layer(call, in_channels * step.in_side**2, step.channels * step.side**2, comment)
+    in_place = isinstance(step, FoldedConvolution) and step.is_norm
+    return _Layer(call, in_channels * step.in_side**2, step.channels * step.side**2, comment, in_place)
 
 
 def _int8_constants(step: QuantisedConvolution) -> str:

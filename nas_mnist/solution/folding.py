@@ -40,6 +40,11 @@ class FoldedConvolution:
         return self.weight.shape[1] * self.groups
 
     @property
+    def is_norm(self) -> bool:
+        """Whether it is a norm that no convolution could take: each value becomes one of its own."""
+        return self.name.startswith(("norm", "depthwise_norm"))
+
+    @property
     def kernel(self) -> int:
         return self.weight.shape[2]
 

@@ -258,6 +258,7 @@ def _commands(retrained: Retrained, record: dict[str, Any]) -> str:
         return f"nas-mnist retrain --architecture {line}{epochs}{seeds}{study}\n{export}"
     n_images = n_search_images(retrained.dataset)
     defaults = {"train_images": n_images, "epochs": MAX_EPOCHS, "max_params": MAX_PARAMS, "optimizer": RECIPE.optimizer}
+    defaults |= {"max_macs": None, "max_ram": None}
     searched = f"nas-mnist search --trials {record['search']['n_trials']}"
     commands = [f"{searched}{_options(record['search']['identity'], defaults)}{study}"]
     if retrained.confirmation:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nas_mnist.model.architecture import parse
 from nas_mnist.stages import confirm, search
 from nas_mnist.stages.confirm import Confirmed, ConfirmSettings
 from nas_mnist.stages.search import SearchSettings
@@ -18,6 +19,7 @@ from nas_mnist.study.space import Parameters
 from nas_mnist.workers.events import Worker
 from nas_mnist.workers.local import run_workers
 
+SIZES = {"params": "parameters", "macs": "multiply-adds", "ram": "bytes of RAM in int8"}  # what a budget can be of
 N_HANDED_DOWN = 2  # from each budget to the next
 
 OnEvent = Callable[[Worker | None, Any], None]
@@ -30,27 +32,46 @@ class FrontierSettings:
     search: SearchSettings
     confirm: ConfirmSettings
     budgets: tuple[int, ...]
+    over: str = "params"  # one of `SIZES`; the other budgets are those of the search
 
     def searches(self) -> list[SearchSettings]:
         """One for each budget, the smallest first, in studies named after it."""
+        return [self._search(budget) for budget in sorted(set(self.budgets))]
+
+    def _search(self, budget: int) -> SearchSettings:
+        name = self.search.study_name
+        if self.over != "params":
+            limits = replace(self.search.limits, **{f"max_{self.over}": budget})
+            return replace(self.search, limits=limits, study_name=f"{name}-{self.over}-{budget}")
         own = _own_budget(self.search)
-        return [
-            replace(
-                self.search,
-                max_params=budget,
-                study_name=self.search.study_name if budget == own else f"{self.search.study_name}-{budget}",
-            )
-            for budget in sorted(set(self.budgets))
-        ]
+        return replace(self.search, max_params=budget, study_name=name if budget == own else f"{name}-{budget}")
+
+    def budget_of(self, searched: SearchSettings) -> int:
+        return searched.max_params if self.over == "params" else getattr(searched.limits, f"max_{self.over}")
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best confirmed network with fewer than `budget` parameters, and the study it was found in."""
+    """The best confirmed network under a budget, and the study it was found in.
+
+    It has fewer than so many parameters, or at most so many multiply-adds or bytes of RAM.
+    """
 
     budget: int
     study_name: str
     confirmed: Confirmed
+    over: str = "params"
+
+    @property
+    def size(self) -> int:
+        """What the budget is of."""
+        if self.over == "params":
+            return self.confirmed.n_parameters
+        architecture = parse(self.confirmed.architecture)
+        return architecture.n_macs if self.over == "macs" else architecture.ram
+
+    def is_under(self, budget: int) -> bool:
+        return self.size < budget if self.over == "params" else self.size <= budget
 
 
 def frontier(
@@ -64,8 +85,8 @@ def frontier(
     `follow` gives the consumer of events of each search and each confirmation. Raises as `search.search` and
     `confirm.confirm` do; `BudgetError` and `DataError` before anything is written.
     """
-    for budget in settings.budgets:
-        search.check_budget(budget)
+    for searched in settings.searches():
+        search.check_budget(searched.max_params, searched.limits)
     confirm.check_train_images(settings.confirm)
     found: list[Best] = []
     handed_down: dict[str, Parameters] = {}
@@ -75,9 +96,9 @@ def frontier(
         confirmed = replace(settings.confirm, study_name=searched.study_name)
         with follow(confirmed) as on_event:
             ranking = [c for c in confirm.confirm(confirmed, workers, on_event) if not c.given_up]
-        found += [Best(searched.max_params, searched.study_name, c) for c in ranking]
+        found += [Best(settings.budget_of(searched), searched.study_name, c, settings.over) for c in ranking]
         handed_down = _hand_down(searched, ranking[:N_HANDED_DOWN])
-    points = (best_under(searched.max_params, found) for searched in settings.searches())
+    points = (best_under(settings.budget_of(searched), found) for searched in settings.searches())
     return [point for point in points if point]
 
 
@@ -87,8 +108,8 @@ def _hand_down(searched: SearchSettings, best: list[Confirmed]) -> dict[str, Par
 
 
 def best_under(budget: int, found: Iterable[Best]) -> Best | None:
-    """The best of those with fewer parameters, whichever search found it; None if the training of all diverged."""
-    fitting = [best for best in found if best.confirmed.n_parameters < budget]
+    """The best of those that are under it, whichever search found it; None if the training of all diverged."""
+    fitting = [best for best in found if best.is_under(budget)]
     best = max(fitting, key=lambda best: best.confirmed.mean, default=None)
     return best and replace(best, budget=budget)
 

@@ -20,7 +20,7 @@ from nas_mnist.data.images import load_train
 from nas_mnist.data.unpacking import default_data_dir, prepare
 from nas_mnist.errors import ArchitectureError, BudgetError
 from nas_mnist.model import zoo
-from nas_mnist.model.architecture import Architecture
+from nas_mnist.model.architecture import NO_LIMITS, Architecture, Limits
 from nas_mnist.model.network import build, count_parameters
 from nas_mnist.stages.trial import TrialStarted, WorkerDone, record, train_and_report, work_off
 from nas_mnist.study import shared as study
@@ -47,6 +47,7 @@ class SearchSettings:
     study_name: str = "nas-mnist"
     n_trials: int = 100  # trained trials in the study when it is done, earlier runs counted in
     max_params: int = MAX_PARAMS  # a network has fewer
+    limits: Limits = NO_LIMITS
     epochs: int = MAX_EPOCHS
     train_images: int | None = None  # None: all of the split
     data_dir: Path = field(default_factory=default_data_dir)
@@ -67,6 +68,7 @@ class SearchSettings:
             split=f"fold 0 of {N_FOLDS}, partition {SEARCH_PARTITION}",
             optimizer=self.optimizer,
             space=space.fingerprint(self.optimizer),
+            **asdict(self.limits),
         )
 
     @property
@@ -78,6 +80,8 @@ class SearchSettings:
             "study": self.study_name,
             "trials": self.n_trials,
             "max-params": self.max_params,
+            "max-macs": self.limits.max_macs,
+            "max-ram": self.limits.max_ram,
             "epochs": self.epochs,
             "train-images": self.train_images,
             "dataset": self.dataset.name,
@@ -86,7 +90,14 @@ class SearchSettings:
             "keep-weights": self.keep_weights,
         }
         usual = {"study": self.dataset.study, "max-params": plain.max_params, "epochs": plain.epochs}
-        usual |= {"train-images": None, "dataset": MNIST.name, "optimizer": plain.optimizer, "seed": plain.seed}
+        usual |= {
+            "max-macs": None,
+            "max-ram": None,
+            "train-images": None,
+            "dataset": MNIST.name,
+            "optimizer": plain.optimizer,
+            "seed": plain.seed,
+        }
         usual |= {"keep-weights": plain.keep_weights}
         words = [word for name, v in options.items() if v != usual.get(name, "") for word in (f"--{name}", str(v))]
         switches = [f"--no-{name}" for name, on in (("prune", self.prune), ("warm-start", self.warm_start)) if not on]
@@ -129,7 +140,7 @@ def search(
     Raises `BudgetError`, `DataError` or `StudyError` before anything is written.
     """
     start = time.perf_counter()
-    check_budget(settings.max_params)
+    check_budget(settings.max_params, settings.limits)
     prepare(settings.data_dir, settings.dataset)
     search_split(load_train(settings.data_dir, settings.dataset), settings.train_images)
     _prepare_study(settings, starts)
@@ -152,13 +163,24 @@ def search(
     return summarise(settings, time.perf_counter() - start, times)
 
 
-def check_budget(max_params: int) -> None:
-    """Raise `BudgetError` if no network of the space has fewer than `max_params` parameters."""
+def check_budget(max_params: int, limits: Limits = NO_LIMITS) -> None:
+    """Raise `BudgetError` if no network of the space has fewer than `max_params` parameters, or is within a limit."""
     smallest = space.smallest_count()
     if smallest >= max_params:
         raise BudgetError(
             f"a budget of fewer than {max_params:,} parameters cannot be met; the smallest network of the space has "
             f"{smallest:,}: give --max-params {smallest + 1} or more"
+        )
+    _check_limit(limits.max_macs, "multiply-adds", lambda architecture: architecture.n_macs)
+    _check_limit(limits.max_ram, "bytes of RAM", lambda architecture: architecture.ram)
+
+
+def _check_limit(limit: int | None, what: str, measure: Callable[[Architecture], int]) -> None:
+    smallest = space.smallest(measure)
+    if limit is not None and smallest > limit:
+        raise BudgetError(
+            f"a budget of {limit:,} {what} cannot be met; the smallest network of the space takes {smallest:,}: "
+            "allow as many or more"
         )
 
 
@@ -248,10 +270,12 @@ def is_finished(found: optuna.Study) -> bool:
 def _different(starts: Mapping[str, Parameters], settings: SearchSettings) -> dict[str, Parameters]:
     """The first of those that come to the same candidate, if that is within the budget."""
     budget = {"max_params": settings.max_params, "epochs": settings.epochs, "optimizer": settings.optimizer}
+    budget["limits"] = settings.limits
     first: dict[Candidate, str] = {}
     for name, parameters in starts.items():
         candidate = space.to_candidate(parameters, **budget)
-        if candidate.architecture.n_parameters < settings.max_params:
+        fits = candidate.architecture.n_parameters < settings.max_params
+        if fits and settings.limits.admit(candidate.architecture):
             first.setdefault(candidate, name)
     return {name: starts[name] for name in first.values()}
 
@@ -306,15 +330,20 @@ def objective(trial: optuna.Trial, settings: SearchSettings, split: Split, devic
     """
     parameters = space.suggest(trial, settings.optimizer)
     candidate = space.to_candidate(
-        parameters, max_params=settings.max_params, epochs=settings.epochs, optimizer=settings.optimizer
+        parameters,
+        max_params=settings.max_params,
+        epochs=settings.epochs,
+        optimizer=settings.optimizer,
+        limits=settings.limits,
     )
     n_parameters = count_parameters(candidate.architecture)
     seed = int(np.random.SeedSequence([settings.seed, trial.number]).generate_state(1)[0])
     record(trial, candidate, n_parameters, seed, device)
     if study.CONSTRAINT not in trial.constraints:  # a retried trial brings its constraint along
-        trial.set_constraint(study.CONSTRAINT, n_parameters - (settings.max_params - 1))
-    if n_parameters >= settings.max_params:
-        raise optuna.TrialPruned(f"{n_parameters:,} parameters, over the budget")
+        for name, excess in _excess(candidate.architecture, n_parameters, settings).items():
+            trial.set_constraint(name, excess)
+    if over := [name for name, excess in trial.constraints.items() if excess > 0]:
+        raise optuna.TrialPruned(f"over the budget of {', '.join(over)}")
     send(TrialStarted(trial.number, str(candidate.architecture), n_parameters))
     network = build(candidate.architecture, seed=seed, device=device)
     epochs = train_and_report(trial, network, candidate.recipe, split, seed, send)
@@ -324,6 +353,11 @@ def objective(trial: optuna.Trial, settings: SearchSettings, split: Split, devic
         artifacts.add_weights(trial, network)
         artifacts.add_mistakes(trial, find_mistakes(network, split.val))
     return accuracy
+
+
+def _excess(architecture: Architecture, n_parameters: int, settings: SearchSettings) -> dict[str, int]:
+    """By how much the candidate is over each part of the budget."""
+    return {study.CONSTRAINT: n_parameters - (settings.max_params - 1)} | settings.limits.excess(architecture)
 
 
 def _is_among_the_best(accuracy: float, found: optuna.Study, n: int) -> bool:

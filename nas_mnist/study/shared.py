@@ -43,6 +43,8 @@ class Identity:
     split: str
     optimizer: str
     space: str
+    max_macs: int | None = None  # no limit, as in studies that were made before there was one
+    max_ram: int | None = None
 
 
 def create(storage: RDBStorage, name: str, *, metric: str, attributes: dict[str, Any]) -> None:

@@ -10,8 +10,8 @@ of random draws would be over 8,000 parameters and hardly one below 1,000; with 
 
 import hashlib
 import json
-from bisect import bisect_right
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from math import sqrt
@@ -27,7 +27,18 @@ from optuna.distributions import (
 )
 
 from nas_mnist.errors import ArchitectureError
-from nas_mnist.model.architecture import INPUT_SIDE, N_CLASSES, Architecture, Conv, GlobalPool, Layer, MaxPool, parse
+from nas_mnist.model.architecture import (
+    INPUT_SIDE,
+    N_CLASSES,
+    NO_LIMITS,
+    Architecture,
+    Conv,
+    GlobalPool,
+    Layer,
+    Limits,
+    MaxPool,
+    parse,
+)
 from nas_mnist.study import stored
 from nas_mnist.task import MAX_EPOCHS
 from nas_mnist.training.augmentation import Augmentation
@@ -117,18 +128,24 @@ def _suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
 
 
 def to_candidate(
-    parameters: Mapping[str, Any], *, max_params: int, epochs: int, optimizer: str = RECIPE.optimizer
+    parameters: Mapping[str, Any],
+    *,
+    max_params: int,
+    epochs: int,
+    optimizer: str = RECIPE.optimizer,
+    limits: Limits = NO_LIMITS,
 ) -> Candidate:
-    """The candidate that the parameters denote, narrowed to fewer than `max_params` parameters if it can be.
+    """The candidate that the parameters denote, narrowed to fewer than `max_params` and within the limits if it can be.
 
     A structure that is over the budget even at its narrowest is returned at its narrowest: the caller checks.
     """
-    step = bisect_right(
-        range(1, NARROWING_STEPS), max_params - 1, key=lambda s: _build(parameters, s / NARROWING_STEPS).n_parameters
-    )
-    as_drawn = _build(parameters, 1.0)
-    fits = as_drawn.n_parameters < max_params
-    architecture = as_drawn if fits else _build(parameters, step / NARROWING_STEPS)
+
+    def is_over(step: int) -> bool:
+        architecture = _build(parameters, step / NARROWING_STEPS)
+        return architecture.n_parameters >= max_params or not limits.admit(architecture)
+
+    step = bisect_left(range(1, NARROWING_STEPS), True, key=is_over)
+    architecture = _build(parameters, step / NARROWING_STEPS if is_over(NARROWING_STEPS) else 1.0)
     return Candidate(architecture, _recipe(parameters, epochs, optimizer))
 
 
@@ -273,10 +290,15 @@ def _read_transition(layers: list[Layer], position: int) -> tuple[str, int | Non
     return "M", None
 
 
-def smallest_count() -> int:
-    """The fewest parameters any network of the space can have."""
+def smallest(measure: Callable[[Architecture], int]) -> int:
+    """The least that any network of the space has of something that grows with its widths and depth."""
     lowest = {name: _lowest(distribution) for name, distribution in distributions().items()}
     return min(
-        _build(lowest | {"separable_2": separable, "transition": transition, "head": head}, 1.0).n_parameters
+        measure(_build(lowest | {"separable_2": separable, "transition": transition, "head": head}, 1.0))
         for separable, transition, head in product((False, True), TRANSITIONS, HEADS)
     )
+
+
+def smallest_count() -> int:
+    """The fewest parameters any network of the space can have."""
+    return smallest(lambda architecture: architecture.n_parameters)

@@ -22,14 +22,17 @@ TASK = (
 )
 
 
+UNITS = {"macs": "multiply-adds", "ram": "bytes of RAM"}  # of the parts of a budget; parameters are called that
+
+
 def trial_note(trial: FrozenTrial, drawing_url: str) -> str:
     """The network of a trial: its line, a drawing, where its parameters are, and how it is trained."""
     candidate = Candidate.from_dict(trial.user_attrs)
     architecture, attributes = candidate.architecture, trial.user_attrs
     parts = [f"`{architecture}`", f"![{architecture.line}]({drawing_url})"]
     if study.is_over_budget(trial):
-        excess = max(trial.constraints.values())
-        parts.append(f"**Over the budget by {excess:,.0f} parameters**; recorded, never trained.")
+        over = [f"{v:,.0f} {UNITS.get(name, name)}" for name, v in trial.constraints.items() if v > 0]
+        parts.append(f"**Over the budget by {' and '.join(over)}**; recorded, never trained.")
     parts.append(
         f"{attributes['n_parameters']:,} parameters, {architecture.n_macs:,} multiply-adds for an image, "
         f"receptive field {architecture.receptive_field}×{architecture.receptive_field}."

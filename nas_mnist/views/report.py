@@ -241,10 +241,12 @@ def _time(trials: Sequence[FrozenTrial]) -> str:
 
 
 def _settings(found: optuna.Study, trials: Sequence[FrozenTrial], identity: dict[str, Any]) -> dict[str, str]:
-    names = {"max_params": "budget", "train_images": "training images", "space": "space (fingerprint)"}
+    names = {"max_params": "budget", "max_macs": "multiply-adds at most", "max_ram": "bytes of RAM at most"}
+    names |= {"train_images": "training images", "space": "space (fingerprint)"}
     values = {
         names.get(name, name): f"{value:,}" if isinstance(value, int) else str(value)
         for name, value in identity.items()
+        if value is not None
     }
     values["budget"] = f"fewer than {identity['max_params']:,} parameters"
     values["objective"] = f"{', '.join(found.metric_names or ['value'])}, mean of the last two epochs"

@@ -54,6 +54,9 @@ def description(architecture: Architecture, n_parameters: int, max_params: int) 
         cost_table(architecture),
         "",
         multiply_adds_line(architecture),
+        "",
+        ram_table(architecture),
+        "",
         budget_line(n_parameters, max_params),
     )
 
@@ -66,8 +69,9 @@ def description_values(architecture: Architecture, n_parameters: int, max_params
         "max_params": max_params,
         "within_budget": n_parameters < max_params,
         "n_macs": architecture.n_macs,
+        "ram": architecture.ram,
         "receptive_field": architecture.receptive_field,
-        "layers": [shape._asdict() | {"layer": str(shape.layer)} for shape in architecture.shapes],
+        "layers": [shape._asdict() | {"layer": str(shape.layer), "ram": shape.ram} for shape in architecture.shapes],
     }
 
 
@@ -125,6 +129,19 @@ def _cost_cells(shape: LayerShape, n_parameters: int, n_macs: int) -> list[Rende
     for part, total, colour in ((shape.n_parameters, n_parameters, "cyan"), (shape.n_macs, n_macs, "magenta")):
         cells += [f"{part:,}", f"{part / total:.1%}", Bar(total, 0, part, width=BAR_WIDTH, color=colour)]
     return cells if shape.n_macs else ["", "", "", "", "", ""]
+
+
+def ram_table(architecture: Architecture) -> Table:
+    """The bytes of int8 maps that are alive at once, layer by layer, in the order in which the C computes them."""
+    table = _table(
+        "RAM in int8", "#", "layer", "reads", "writes", "bytes at once", "", "peak", left=["layer", "", "peak"]
+    )
+    peak = architecture.ram
+    for number, s in enumerate(architecture.shapes, 1):
+        maps = (f"{channels}×{side}×{side}" for channels, side in ((s.in_channels, s.in_side), (s.channels, s.side)))
+        bar = Bar(peak, 0, s.ram, width=BAR_WIDTH, color="yellow")
+        table.add_row(str(number), str(s.layer), *maps, f"{s.ram:,}", bar, "◀" * (s.ram == peak))
+    return table
 
 
 def multiply_adds_line(architecture: Architecture) -> str:
@@ -396,14 +413,17 @@ def retrained_values(retrained: "Retrained") -> dict[str, Any]:
 def frontier_table(points: Iterable["Best"], dataset: Dataset = MNIST) -> Table:
     """The best confirmed network under each budget, beside the best published under it, on MNIST's test set."""
     published = ("published, test",) if dataset == MNIST else ()
-    columns = ("below", "confirmed, %", "n", "params", *published, "found by", "architecture")
+    points = list(points)
+    over = points[0].over if points else "params"
+    published = published if over == "params" else ()
+    columns = (*_frontier_heads(over), *published, "found by", "architecture")
     table = _table("the best under each budget", *columns, left=("found by", "architecture"))
     table.columns[-1].no_wrap, table.columns[-1].overflow, table.columns[-1].min_width = False, "fold", 24
     for point in points:
         c = point.confirmed
         deviation = "" if c.standard_deviation is None else f" ± {100 * c.standard_deviation:.2f}"
         marks = [f"{100 * m.accuracy:.2f} at {m.n_parameters:,}" for m in best_published(point.budget)] or ["none"]
-        numbers = (f"{point.budget:,}", f"{100 * c.mean:.2f}{deviation}", f"{len(c.accuracies)}", f"{c.n_parameters:,}")
+        numbers = (f"{point.budget:,}", f"{100 * c.mean:.2f}{deviation}", f"{len(c.accuracies)}", f"{point.size:,}")
         found_by = Text(f"{point.study_name}, trial {c.trial}")
         table.add_row(*numbers, *marks[: len(published)], found_by, Text(c.architecture))
     return table
@@ -411,7 +431,11 @@ def frontier_table(points: Iterable["Best"], dataset: Dataset = MNIST) -> Table:
 
 def frontier_values(points: Iterable["Best"]) -> list[dict[str, Any]]:
     """The same as plain values for JSON; accuracies as fractions."""
-    return [{"max_params": p.budget, "study": p.study_name, **p.confirmed.to_dict()} for p in points]
+    return [{f"max_{p.over}": p.budget, "study": p.study_name, **p.confirmed.to_dict()} for p in points]
+
+
+def _frontier_heads(over: str) -> tuple[str, str, str, str]:
+    return ("below" if over == "params" else "at most", "confirmed, %", "n", over)
 
 
 def best_published(budget: int) -> list[Mark]:
@@ -422,19 +446,23 @@ def best_published(budget: int) -> list[Mark]:
 
 
 def frontier_figure(points: list["Best"], dataset: Dataset = MNIST):
-    """Accuracy against parameters: the confirmed networks with their standard deviations, and what was published."""
+    """Accuracy against what the budget is of: the confirmed networks with their standard deviations.
+
+    Against parameters, also what was published.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     confirmed = [point.confirmed for point in points]
-    sizes = [c.n_parameters for c in confirmed]
+    sizes = [point.size for point in points]
+    over = points[0].over if points else "params"
     spread = [100 * (c.standard_deviation or 0) for c in confirmed]
     means = [100 * c.mean for c in confirmed]
     axes.errorbar(sizes, means, spread, fmt="o-", color="C0", capsize=3, label="confirmed on fresh folds, mean ± SD")
-    if dataset == MNIST:
+    if dataset == MNIST and over == "params":
         _draw_published(axes)
-    axes.set(xscale="log", xlabel="parameters", ylabel="accuracy in %")
+    axes.set(xscale="log", xlabel=SIZES[over], ylabel="accuracy in %")
     axes.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
     axes.xaxis.set_minor_formatter(lambda n, _: "")
     axes.set_xticks([point.budget for point in points])

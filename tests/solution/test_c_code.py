@@ -86,8 +86,18 @@ def test_buffer_is_the_largest_sum_of_a_map_read_and_a_map_written(images, tmp_p
     sums = [a + b for a, b in pairwise(maps)]
     assert f"static uint8_t maps[{max(maps[1], *sums[1:])}];" in source  # the image is the caller's
     assert f"static float maps[{max(sums)}];" in source
+    assert max(sums) == parse("c4 M c6 c8 G c10k1-").ram
     assert "malloc" not in source and re.findall(r"#include (\S+)", source) == ['"model.h"']
     assert max(map(len, source.splitlines())) <= 120 and not re.search(r"[ \t]$|@", source, re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", [system.notation for system in ZOO.values()])
+def test_buffer_is_what_describe_tells(line, images, tmp_path):
+    architecture = parse(line)
+    write(line, images, tmp_path / "c")
+    source = (tmp_path / "c" / "model.c").read_text()
+    assert f"static float maps[{architecture.ram}];" in source
+    assert int(re.search(r"static uint8_t maps\[(\d+)\]", source)[1]) <= architecture.ram
 
 
 def test_layer_that_the_writer_does_not_know_leaves_nothing_behind(images, tmp_path):

@@ -22,6 +22,10 @@ CONFIRMATION = {
 }
 
 
+INT8 = {"int8": {"test_accuracy": 0.97, "n_calibration_images": 1000}}
+BOARD = {"board": "Cortex-M4", "function": "model_int8", "flash": 13494, "ram": 32912, "instructions": 11759320}
+
+
 @pytest.fixture
 def write(retrained, data_dir):
     """The card of the small network, with something changed about it."""
@@ -30,7 +34,7 @@ def write(retrained, data_dir):
         test = load_test(data_dir)
         judged = Judged(test, torch.nn.functional.one_hot(test.labels).float())
         changed = replace(retrained, **changes)
-        return " ".join(card.model_card(changed, export._record(changed, source, judged, {})).split())
+        return " ".join(card.model_card(changed, export._record(changed, source, judged, {}) | INT8).split())
 
     return written
 
@@ -82,3 +86,13 @@ def test_source_is_what_the_storage_knows_of_the_search(tmp_path):
     assert Source.find(storage, "nas-mnist") == Source(str(storage), "nas-mnist", None, {})
     study.create(opened, "nas-mnist", metric="m", attributes={"identity": {"train_images": 300}})
     assert Source.find(storage, "nas-mnist") == Source(str(storage), "nas-mnist", 0, {"train_images": 300})
+
+
+def test_board_table_tells_what_was_measured_or_why_nothing_was():
+    record = {**INT8, "test_accuracy": 0.98, "n_macs": 1_405_042}
+    told = card._embedded(record | {"c": {"n_images": 100, "tools": ["gcc 12", "QEMU 7"], "boards": [BOARD]}})
+    assert "97.00% of the test set, 98.00% in float32 (lost: +1.00 points)" in " ".join(told.split())
+    assert "| Cortex-M4 | int8 | 13,494 | 32,912 | 1,405,042 | 11,759,320 | 97.00% |" in told and "QEMU 7" in told
+    unmeasured = card._embedded(record | {"c": {"not_measured": "without qemu-system-arm", "boards": []}})
+    assert "was not measured on a board, without qemu-system-arm." in unmeasured and "| Cortex" not in unmeasured
+    assert "nas-mnist export --c" in card._embedded(record)

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from nas_mnist.data.datasets import DATASETS
 from nas_mnist.data.folds import search_split
 from nas_mnist.errors import BudgetError, DataError, StudyError
-from nas_mnist.model.architecture import parse
+from nas_mnist.model.architecture import Limits, parse
 from nas_mnist.stages import search
 from nas_mnist.stages.search import SearchSettings
 from nas_mnist.stages.trial import EpochTrained, TrialEnded, TrialStarted
@@ -297,3 +297,19 @@ def test_command_of_a_search_asks_for_the_same_again_and_hides_the_password(chan
         "nas-mnist search --storage 'postgresql+psycopg://me:***@host/db'"
     )
     assert sorted(shlex.split(command)[4:]) == sorted(shlex.split("--trials 7" + options))
+
+
+def test_smallest_network_is_named_where_a_limit_cannot_be_met():
+    for limits, what in ((Limits(max_macs=100), "multiply-adds"), (Limits(max_ram=100), "bytes of RAM")):
+        with pytest.raises(
+            BudgetError, match=rf"^a budget of 100 {what} cannot be met; the smallest .* takes ([\d,]+):"
+        ):
+            search.check_budget(8000, limits)
+    smallest = Limits(space.smallest(lambda a: a.n_macs), space.smallest(lambda a: a.ram))
+    search.check_budget(8000, smallest)
+
+
+def test_limits_are_part_of_the_identity_and_of_the_command():
+    settings = SearchSettings(Storage("x.db"), limits=Limits(max_ram=20_000))
+    assert settings.identity.max_ram == 20_000 and settings.identity.max_macs is None
+    assert settings.command.endswith("--max-ram 20000")

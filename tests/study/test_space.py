@@ -1,12 +1,13 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from nas_mnist.errors import ArchitectureError
-from nas_mnist.model.architecture import parse
+from nas_mnist.model.architecture import Limits, parse
 from nas_mnist.model.network import count_parameters
 from nas_mnist.study import space
 from nas_mnist.training.augmentation import Augmentation
@@ -152,3 +153,24 @@ def test_ranges_are_those_of_the_readme(request):
 
 def _base(name):
     return re.sub(r"[_\d]+$", "", name)
+
+
+def test_draws_are_brought_within_every_limit():
+    rng, limits = np.random.default_rng(0), Limits(max_macs=200_000, max_ram=8_000)
+    narrowed = 0
+    for _ in range(100):
+        parameters = {name: _any(rng, d) for name, d in space.distributions().items()}
+        free = space.to_candidate(parameters, max_params=8000, epochs=15).architecture
+        limited = space.to_candidate(parameters, max_params=8000, epochs=15, limits=limits).architecture
+        assert limited.n_macs <= limits.max_macs and limited.ram <= limits.max_ram
+        assert limited == free if limits.admit(free) else limits.excess(free) != limits.excess(limited)
+        narrowed += limited != free
+    assert narrowed > 50
+
+
+def _any(rng, distribution):
+    if hasattr(distribution, "choices"):
+        return distribution.choices[rng.integers(len(distribution.choices))]
+    if isinstance(distribution, IntDistribution):
+        return int(rng.integers(distribution.low, distribution.high + 1))
+    return float(rng.uniform(distribution.low, distribution.high))
