@@ -452,6 +452,8 @@ def frontier_figure(points: list["Best"], dataset: Dataset = MNIST):
     """
     from matplotlib.figure import Figure
 
+    from nas_mnist.stages.frontier import SIZES
+
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     confirmed = [point.confirmed for point in points]
