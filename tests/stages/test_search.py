@@ -282,6 +282,8 @@ def test_identity_of_a_search_on_mnist_is_that_of_the_studies_there_are(settings
         "split": "fold 0 of 6, partition 0",
         "optimizer": "soap",
         "space": space.fingerprint("soap"),
+        "max_macs": None,  # which an older study does not name: no limit, either way
+        "max_ram": None,
     }
     assert replace(settings, dataset=DATASETS["emnist-digits"], train_images=None).identity.train_images == 200_000
 
