@@ -324,6 +324,6 @@ def test_smallest_network_is_named_where_a_limit_cannot_be_met():
 
 
 def test_limits_are_part_of_the_identity_and_of_the_command():
-    settings = SearchSettings(Storage("x.db"), limits=Limits(max_ram=20_000))
+    settings = SearchSettings(Storage.parse("x.db"), limits=Limits(max_ram=20_000))
     assert settings.identity.max_ram == 20_000 and settings.identity.max_macs is None
     assert settings.command.endswith("--max-ram 20000")
