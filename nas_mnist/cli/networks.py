@@ -205,7 +205,12 @@ def _baselines(arguments) -> int:
     console = Console(highlight=False)
     console.print(
         report.baselines_table(results, settings.dataset),
-        report.baselines_note(settings.recipe, settings.n_train_images, settings.dataset),
+        report.baselines_note(
+            settings.recipe,
+            settings.n_train_images,
+            settings.dataset,
+            [result for result in results if result.training.own],
+        ),
         sep="\n",
         crop=False,
     )
