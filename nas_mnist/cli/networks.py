@@ -72,7 +72,7 @@ def _described_architecture(arguments):
         return zoo.resolve(arguments.architecture)
     from nas_mnist.study import shared as study
 
-    found = study.load(storage_of(arguments).open(), arguments.study)
+    found = study.load(storage_of(arguments, read_only=True).open(), arguments.study)
     return zoo.resolve(study.find_trial(found, arguments.trial).user_attrs["architecture"])
 
 

@@ -105,10 +105,12 @@ def names(text: str) -> list[str]:
     return names
 
 
-def storage_of(arguments):
+def storage_of(arguments, *, read_only: bool = False):
+    from dataclasses import replace
+
     from nas_mnist.study.storage import Storage
 
-    return Storage.parse(arguments.storage)
+    return replace(Storage.parse(arguments.storage), read_only=read_only)
 
 
 def data_dir_of(arguments) -> Path:
