@@ -135,7 +135,8 @@ def published_lines(system: ReferenceSystem) -> Text:
     """What the authors of a reference system report of it."""
     last = f"{system.last_accuracy:.2%} in the last epoch, " if system.last_accuracy else ""
     text = (
-        f"published: {last}{system.best_accuracy:.2%} in the best of {system.epochs} epochs, one run ({system.source})"
+        f"published: {last}{system.best_accuracy:.2%} in the best of {system.epochs} epochs, one run\n"
+        f"source: {system.source}"
     )
     return Text(f"{text}\n{system.remark}" if system.remark else text, "dim")
 
