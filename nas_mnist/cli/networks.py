@@ -16,6 +16,7 @@ from nas_mnist.cli.options import (
     data_dir_of,
     dataset_asked,
     storage_of,
+    workers_of,
 )
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
 
@@ -184,7 +185,6 @@ def _baselines(arguments) -> int:
     from nas_mnist.stages import baselines
     from nas_mnist.views import progress as display
     from nas_mnist.views import tables as report
-    from nas_mnist.workers.local import plan_workers
 
     settings = baselines.BaselineSettings(
         storage=storage_of(arguments),
@@ -196,7 +196,7 @@ def _baselines(arguments) -> int:
         data_dir=data_dir_of(arguments),
         dataset=dataset_asked(arguments),
     )
-    workers = plan_workers(arguments.workers, arguments.devices)
+    workers = workers_of(arguments)
     with display.JobDisplay(Console(stderr=arguments.json)) as show:
         results = baselines.train_baselines(settings, workers, show)
     if arguments.json:
