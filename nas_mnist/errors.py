@@ -53,6 +53,7 @@ class TrainingDiverged(NasMnistError):
 FULL = "the disk is full: make room, and the same command goes on; what was finished is kept"
 LOCKED = "another program has kept the database locked for too long: close it, and the same command goes on"
 NO_MEMORY = "there was not enough memory: the same command goes on, with fewer --workers if it happens again"
+NO_GPU_MEMORY = "a GPU had not enough memory for who uses it: the same command goes on, with fewer workers on that GPU"
 BROKEN = "the database cannot be read or written any more ({}): see to its disk, and the same command goes on"
 
 # What SQLite, PyTorch and safetensors say of it; they have no errors of their own for these.
@@ -61,6 +62,9 @@ _TEXTS = {
     "No space left on device": FULL,
     "database is locked": LOCKED,
     "can't allocate memory": NO_MEMORY,
+    "CUDA out of memory": NO_GPU_MEMORY,
+    "CUDA error: out of memory": NO_GPU_MEMORY,  # where not even a context can be made
+    "CUBLAS_STATUS_ALLOC_FAILED": NO_GPU_MEMORY,
     "disk I/O error": BROKEN.format("SQLite says: disk I/O error; a full disk does that too"),
     "unable to open database file": BROKEN.format("SQLite cannot open it; a full disk does that too"),
     "database disk image is malformed": BROKEN.format("SQLite says: it is malformed"),

@@ -14,6 +14,7 @@ from nas_mnist.cli.options import (
     dataset_of,
     place_of,
     storage_of,
+    workers_of,
 )
 from nas_mnist.data.datasets import MNIST
 from nas_mnist.task import MAX_EPOCHS
@@ -53,7 +54,6 @@ def _confirm(arguments) -> int:
     from nas_mnist.stages import confirm
     from nas_mnist.views import progress as display
     from nas_mnist.views import tables as report
-    from nas_mnist.workers.local import plan_workers
 
     storage = storage_of(arguments)
     settings = confirm.ConfirmSettings(
@@ -66,7 +66,7 @@ def _confirm(arguments) -> int:
         data_dir=data_dir_of(arguments),
         dataset=dataset_of(storage, arguments.study, arguments),
     )
-    workers = plan_workers(arguments.workers, arguments.devices)
+    workers = workers_of(arguments)
     with display.JobDisplay(Console(stderr=arguments.json)) as show:
         ranking = confirm.confirm(settings, workers, show)
     if arguments.json:
@@ -117,7 +117,6 @@ def _retrain(arguments) -> int:
     from nas_mnist.stages import retrain
     from nas_mnist.views import progress as display
     from nas_mnist.views import tables as report
-    from nas_mnist.workers.local import plan_workers
 
     storage = storage_of(arguments)
     settings = retrain.RetrainSettings(
@@ -133,7 +132,7 @@ def _retrain(arguments) -> int:
         raise StudyError(
             f"--check judges the task, which is one of MNIST, not of {settings.dataset.name}: leave it out"
         )
-    workers = plan_workers(arguments.workers, arguments.devices)
+    workers = workers_of(arguments)
     with display.JobDisplay(Console(stderr=arguments.json)) as show:
         retrained = retrain.retrain(settings, workers, show)
     if arguments.json:

@@ -29,7 +29,7 @@ def _show(arguments) -> int:
     from nas_mnist.study import shared as study
     from nas_mnist.views import progress as display
 
-    found = study.load(storage_of(arguments).open(), arguments.study)
+    found = study.load(storage_of(arguments, read_only=True).open(), arguments.study)
     trials = found.get_trials(deepcopy=False)
     best = search.leaderboard(trials)[: arguments.top]
     if arguments.json:
@@ -92,6 +92,6 @@ def add_report(commands) -> None:
 def _report(arguments) -> int:
     from nas_mnist.views import report as study_report
 
-    path = study_report.write(storage_of(arguments), arguments.study, arguments.out)
+    path = study_report.write(storage_of(arguments, read_only=True), arguments.study, arguments.out)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, one file that any browser opens without a network")
     return 0

@@ -16,6 +16,7 @@ from nas_mnist.cli.options import (
     data_dir_of,
     dataset_asked,
     storage_of,
+    workers_of,
 )
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
 
@@ -72,7 +73,7 @@ def _described_architecture(arguments):
         return zoo.resolve(arguments.architecture)
     from nas_mnist.study import shared as study
 
-    found = study.load(storage_of(arguments).open(), arguments.study)
+    found = study.load(storage_of(arguments, read_only=True).open(), arguments.study)
     return zoo.resolve(study.find_trial(found, arguments.trial).user_attrs["architecture"])
 
 
@@ -184,7 +185,6 @@ def _baselines(arguments) -> int:
     from nas_mnist.stages import baselines
     from nas_mnist.views import progress as display
     from nas_mnist.views import tables as report
-    from nas_mnist.workers.local import plan_workers
 
     settings = baselines.BaselineSettings(
         storage=storage_of(arguments),
@@ -196,7 +196,7 @@ def _baselines(arguments) -> int:
         data_dir=data_dir_of(arguments),
         dataset=dataset_asked(arguments),
     )
-    workers = plan_workers(arguments.workers, arguments.devices)
+    workers = workers_of(arguments)
     with display.JobDisplay(Console(stderr=arguments.json)) as show:
         results = baselines.train_baselines(settings, workers, show)
     if arguments.json:
@@ -205,7 +205,12 @@ def _baselines(arguments) -> int:
     console = Console(highlight=False)
     console.print(
         report.baselines_table(results, settings.dataset),
-        report.baselines_note(settings.recipe, settings.n_train_images, settings.dataset),
+        report.baselines_note(
+            settings.recipe,
+            settings.n_train_images,
+            settings.dataset,
+            [result for result in results if result.training.own],
+        ),
         sep="\n",
         crop=False,
     )

@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import sys
 from pathlib import Path
 
 from nas_mnist.data.datasets import DATASETS, MNIST
@@ -105,10 +106,22 @@ def names(text: str) -> list[str]:
     return names
 
 
-def storage_of(arguments):
+def storage_of(arguments, *, read_only: bool = False):
+    from dataclasses import replace
+
     from nas_mnist.study.storage import Storage
 
-    return Storage.parse(arguments.storage)
+    return replace(Storage.parse(arguments.storage), read_only=read_only)
+
+
+def workers_of(arguments) -> list:
+    """Those of this machine; where memory makes them fewer, a line on stderr says so."""
+    from nas_mnist.workers.local import plan_workers
+
+    def say(line: str) -> None:
+        print(f"nas-mnist: {line}", file=sys.stderr)
+
+    return plan_workers(arguments.workers, arguments.devices, say)
 
 
 def data_dir_of(arguments) -> Path:

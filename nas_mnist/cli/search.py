@@ -19,6 +19,7 @@ from nas_mnist.cli.options import (
     names,
     place_of,
     storage_of,
+    workers_of,
 )
 from nas_mnist.errors import DeviceError
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
@@ -146,9 +147,9 @@ def _to_both(first, second):
 def _placed(arguments, storage):
     """The workers, on this machine or on a Ray cluster, and what runs them."""
     if arguments.ray is None:
-        from nas_mnist.workers.local import plan_workers, run_workers
+        from nas_mnist.workers.local import run_workers
 
-        yield plan_workers(arguments.workers, arguments.devices), run_workers
+        yield workers_of(arguments), run_workers
         return
     if arguments.devices:
         raise DeviceError(
@@ -220,7 +221,6 @@ def _frontier(arguments) -> int:
     from nas_mnist.stages import confirm, frontier, search
     from nas_mnist.views import progress as display
     from nas_mnist.views import tables as report
-    from nas_mnist.workers.local import plan_workers
 
     if arguments.out:
         report.check_figure_path(arguments.out)
@@ -237,7 +237,7 @@ def _frontier(arguments) -> int:
         arguments.budgets,
         arguments.over,
     )
-    workers = plan_workers(arguments.workers, arguments.devices)
+    workers = workers_of(arguments)
     console = Console(stderr=arguments.json, highlight=False)
     points = frontier.frontier(settings, workers, lambda stage: display.follow(console, stage, workers))
     if arguments.out:

@@ -42,7 +42,7 @@ def _export(arguments) -> int:
     from nas_mnist.solution import export
     from nas_mnist.stages import retrain
 
-    storage = storage_of(arguments)
+    storage = storage_of(arguments, read_only=True)
     chosen = None if arguments.trial is None else retrain.choose(storage, arguments.study, arguments.trial)
     retrained = retrain.load(storage, arguments.study, chosen)
     dataset_of(storage, f"{arguments.study}-retrain", arguments)

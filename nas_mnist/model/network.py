@@ -1,6 +1,7 @@
 """Architecture → `torch.nn.Module`."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -171,18 +172,35 @@ def _convolution(layer: Conv, in_channels: int, architecture: Architecture, drop
     return Block(depthwise, *norm_act(in_channels, 0.0), pointwise, *norm_act(layer.channels, dropout))
 
 
-def build(architecture: Architecture, *, seed: int, device: torch.device | str = "cpu") -> Network:
-    """The network, initialised as PyTorch does by default but from a seed of its own, channels-last on the device."""
+Initialisation = Literal["default", "positive"]
+
+
+def build(
+    architecture: Architecture,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    initialisation: Initialisation = "default",
+) -> Network:
+    """The network, initialised from a seed of its own, channels-last on the device.
+
+    By default as PyTorch does. "positive" is for a network without norms whose logits pass a ReLU: He's initialisation,
+    which keeps the scale of the maps, and no negative weight in the last layer, so that every class has a gradient. (K.
+    He et al., Delving Deep into Rectifiers, 2015, arXiv 1502.01852.)
+    """
     network = Network(architecture)  # on the CPU, so that every device starts from the same weights
     generator = torch.Generator().manual_seed(seed)
-    for module in network.modules():
-        if isinstance(module, Conv2d):
-            _initialise(module, generator)
+    convs = [module for module in network.modules() if isinstance(module, Conv2d)]
+    for conv in convs:
+        _initialise(conv, math.sqrt(5) if initialisation == "default" else 0.0, generator)
+    if initialisation == "positive":
+        convs[-1].weight.data.abs_()
     return network.to(device, memory_format=torch.channels_last)
 
 
-def _initialise(conv: nn.Conv2d, generator: torch.Generator) -> None:
-    nn.init.kaiming_uniform_(conv.weight, a=math.sqrt(5), generator=generator)
+def _initialise(conv: nn.Conv2d, slope: float, generator: torch.Generator) -> None:
+    """Uniform weights, as for a leaky ReLU of this slope: √5 is PyTorch's default, and 0 a ReLU's."""
+    nn.init.kaiming_uniform_(conv.weight, a=slope, generator=generator)
     if conv.bias is not None:
         bound = 1 / math.sqrt(conv.weight[0].numel())
         nn.init.uniform_(conv.bias, -bound, bound, generator=generator)

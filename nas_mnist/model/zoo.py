@@ -1,7 +1,8 @@
 """The reference systems: ten networks that people built by hand for this task, and what they published of them.
 
 Every published accuracy is one run, read on the test set, mostly at its best epoch: none is a mean, and none was chosen
-on held-out data. `nas-mnist baselines` trains all ten with one recipe and says what they reach that way.
+on held-out data. `nas-mnist baselines` trains all ten with one recipe, some with their own besides, and says what they
+reach that way.
 
 The documents give a dropout rate of 0.01 to 0.1 for the systems that have any, without saying which has which: the
 lines take 0.01, except those of era1a7, which states 0, and lite-m1, which lists none. Theirs drops single
@@ -45,7 +46,7 @@ class ReferenceSystem:
     best_accuracy: float  # of all epochs
     last_accuracy: float | None  # None if only the best epoch was published
     epochs: int  # trained for at most so many
-    source: str  # the document it was published in
+    source: str  # the project, as its authors name it, and its repository if it has one
     receptive_fields: Column  # the right ones, one for each layer, in pixels
     published: PublishedTable = PublishedTable()
     published_receptive_field: int | None = None  # where only the largest was published
@@ -84,7 +85,7 @@ _SYSTEMS = (
         best_accuracy=0.9948,
         last_accuracy=0.9946,
         epochs=15,
-        source="000_2668221b3b22c651.txt",
+        source="TSAI ERA V1 A7, github.com/woncoh1/era1a7",
         receptive_fields=_column("3 5 7 8 8 12 16 20 20 28"),
         published=PublishedTable(
             channels=_column("16 16 32 32 16 16 24 32 10 10"),
@@ -100,7 +101,7 @@ _SYSTEMS = (
         best_accuracy=0.9953,
         last_accuracy=0.9950,
         epochs=15,
-        source="001_81f461f7548f63df.txt",
+        source="Finetune CNN Architecture on MNIST dataset, github.com/gkdivya/EVA, 5_CodingDrillDown",
         receptive_fields=_column("3 5 6 6 10 14 18 28 28 28"),
         published=PublishedTable(
             side=_column("26 24 12 12 10 8 6 · 6 6"),
@@ -119,7 +120,7 @@ _SYSTEMS = (
         best_accuracy=0.9953,
         last_accuracy=0.9953,
         epochs=15,
-        source="002_26196b21fd3e1763.txt",
+        source="Step-By-Step Guide to Design A Convolutional Neural Network, PyTorch",
         receptive_fields=_column("3 5 6 6 10 14 18 28 28 28"),
         published=PublishedTable(
             channels=_column("8 16 16 8 12 16 20 20 16 10"),
@@ -135,7 +136,7 @@ _SYSTEMS = (
         best_accuracy=0.9895,
         last_accuracy=None,
         epochs=15,
-        source="003_ec942b089472d318.txt",
+        source="MNIST CNN Lite Model Architecture, TSAI ERA V3 Session 7",
         receptive_fields=_column("3 5 6 6 10 14 16 16 28"),
         published=PublishedTable(
             channels=_column("10 20 20 10 10 20 20 10 10"), side=_column("26 24 12 12 10 8 4 4 1")
@@ -149,7 +150,7 @@ _SYSTEMS = (
         best_accuracy=0.9872,
         last_accuracy=None,
         epochs=15,
-        source="003_ec942b089472d318.txt",
+        source="MNIST CNN Lite Model Architecture, TSAI ERA V3 Session 7",
         receptive_fields=_column("3 5 7 8 8 12 16 16 28"),
         published=PublishedTable(channels=_column("8 8 16 16 8 8 16 10 10"), side=_column("26 24 22 11 11 9 7 7 1")),
     ),
@@ -160,7 +161,7 @@ _SYSTEMS = (
         best_accuracy=0.9927,
         last_accuracy=None,
         epochs=15,
-        source="003_ec942b089472d318.txt",
+        source="MNIST CNN Lite Model Architecture, TSAI ERA V3 Session 7",
         receptive_fields=_column("3 5 7 9 10 10 14 18 28 28"),
         published=PublishedTable(
             channels=_column("4 8 16 16 16 8 16 16 16 10"), side=_column("26 24 22 20 10 10 8 6 1 1")
@@ -173,7 +174,7 @@ _SYSTEMS = (
         best_accuracy=0.9953,
         last_accuracy=None,
         epochs=15,
-        source="003_ec942b089472d318.txt",
+        source="MNIST CNN Lite Model Architecture, TSAI ERA V3 Session 7",
         receptive_fields=_column("3 5 5 6 10 14 18 22 28"),
         published=PublishedTable(channels=_column("8 16 10 10 10 16 16 10 10"), side=_column("26 24 24 12 10 8 6 4 1")),
     ),
@@ -184,7 +185,7 @@ _SYSTEMS = (
         best_accuracy=0.9944,
         last_accuracy=None,
         epochs=19,
-        source="004_59c77405fcca94d1.txt",
+        source="Small CNNs for Handwritten Digit recognition, github.com/rajy4683/EVA6, EVA6S4",
         receptive_fields=_column("3 5 6 6 10 14 16 16 24 32 36 36 36"),
         published_receptive_field=32,
         remark="the published receptive field ends at the last 3×3 convolution; the pool behind it makes 32 36",
@@ -196,7 +197,7 @@ _SYSTEMS = (
         best_accuracy=0.9925,
         last_accuracy=None,
         epochs=19,
-        source="004_59c77405fcca94d1.txt",
+        source="Small CNNs for Handwritten Digit recognition, github.com/rajy4683/EVA6, EVA6S4",
         receptive_fields=_column("3 5 7 8 8 12 16 20 44 44"),
         published_receptive_field=20,
         remark="the published receptive field ends at the last 3×3 convolution; the global pool makes 20 44",
@@ -208,7 +209,7 @@ _SYSTEMS = (
         best_accuracy=0.9900,
         last_accuracy=None,
         epochs=19,
-        source="004_59c77405fcca94d1.txt",
+        source="Small CNNs for Handwritten Digit recognition, github.com/rajy4683/EVA6, EVA6S4",
         receptive_fields=_column("3 5 7 9 11 11 19 27 35 59 59"),
         published_receptive_field=35,
         remark="the published receptive field ends at the last 3×3 convolution; the global pool makes 35 59",

@@ -70,6 +70,18 @@ class Artifacts:
         self._write_entry(trial, artifact_id, entry)
         return artifact_id
 
+    def lacks(self, artifact_id: str | None) -> bool:
+        """Whether there is no such file, or only its entry: a database may be copied without its folder."""
+        return artifact_id is None or not (self.folder / artifact_id).exists()
+
+    def put(self, trial: optuna.Trial | FrozenTrial, name: str, content: bytes, artifact_id: str | None) -> str:
+        """Give an entry its missing file again, under its id; without an id, `add`. Returns the id."""
+        if artifact_id is None:
+            return self.add(trial, name, content)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.store.write(artifact_id, io.BytesIO(content))
+        return artifact_id
+
     def of(self, trial: optuna.Trial | FrozenTrial) -> dict[str, str]:
         """The ids of a trial's files by name."""
         return self.all().get(trial._trial_id, {})

@@ -77,6 +77,11 @@ def names(storage: RDBStorage) -> list[str]:
     return sorted(optuna.study.get_all_study_names(storage))
 
 
+def is_ours(study: optuna.Study) -> bool:
+    """Whether the study carries an identity: others may keep theirs in the same database."""
+    return isinstance(study.user_attrs.get("identity"), dict)
+
+
 def load(storage: RDBStorage, name: str) -> optuna.Study:
     """An existing study, to read. Raises `StudyError` with the names there are if this one is not."""
     try:

@@ -14,6 +14,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ class Storage:
     url: str = field(repr=False)  # it may hold a password
     heartbeat_seconds: int = 30
     grace_seconds: int = 120  # without a heartbeat; then a trial of another host counts as dead
+    read_only: bool = False  # an SQLite file stays as it is, byte for byte; it need not be writable
 
     @property
     def patience_seconds(self) -> int:
@@ -122,6 +124,11 @@ class Storage:
         try:
             if self.path and not _is_database(self.path):
                 self._create_file(create)
+            if self.path and not (self.read_only or is_writable(self.path)):
+                raise StudyError(
+                    f"{self.path} and its folder must be writable: change their permissions or name another with "
+                    "--storage"
+                )
             # Two hosts that are the first would both make the tables.
             with contextlib.nullcontext() if self.path else self._advisory_lock("schema", on_outage):
                 storage = self._connect(self.url, make_tables=self.path is None, keep=on_outage is not None)
@@ -134,9 +141,9 @@ class Storage:
                 raise ConnectionError(f"the storage failed; {reason(error)}") from error
             advice = explain(error) or f"it must be a database that Optuna can open; {reason(error)}: see --storage"
             raise StudyError(f"storage {self}: {advice}") from error
-        if self.path:
+        if self.path and not self.read_only:
             _make_sqlite_fast(storage)
-        else:
+        elif not self.path:
             self._wait_for_server(storage.engine, on_outage)
         return storage
 
@@ -156,7 +163,9 @@ class Storage:
 
     def _connect(self, url: str, *, make_tables: bool, keep: bool) -> RDBStorage:
         """`keep` the connections to a server open between calls, as a worker wants; who only looks holds none."""
-        if self.path:
+        if self.path and self.read_only:
+            engine_kwargs = {"creator": partial(connect_to_read, self.path)}
+        elif self.path:
             engine_kwargs = {"connect_args": {"timeout": LOCK_TIMEOUT_SECONDS}}
         else:
             pool = {"pool_pre_ping": True} if keep else {"poolclass": sqlalchemy.NullPool}
@@ -293,8 +302,7 @@ def _is_database(path: Path) -> bool:
     if not path.exists() or path.stat().st_size == 0:
         return False
     try:
-        uri = f"{path.absolute().as_uri()}?mode=ro"
-        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=LOCK_TIMEOUT_SECONDS)) as connection:
+        with contextlib.closing(connect_to_read(path)) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             is_optunas = tables >= _OPTUNAS and all(
                 connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] or name in ("studies", "trials")
@@ -311,14 +319,29 @@ def _is_database(path: Path) -> bool:
         raise StudyError(
             f"{path} must be an Optuna database, and is one of another program: name another with --storage"
         )
-    if not (os.access(path, os.W_OK) and os.access(path.absolute().parent, os.W_OK)):
-        raise StudyError(
-            f"{path} and its folder must be writable: change their permissions or name another with --storage"
-        )
     return bool(tables)
 
 
 _OPTUNAS = {"studies", "trials", "version_info", "alembic_version"}  # tables; the last two are never empty
+
+
+def is_writable(path: Path) -> bool:
+    """The folder too, for SQLite keeps its log beside the file."""
+    return os.access(path, os.W_OK) and os.access(path.resolve().parent, os.W_OK)
+
+
+def connect_to_read(path: Path) -> sqlite3.Connection:
+    """A connection that changes nothing.
+
+    Where it may, it makes the index of the write-ahead log, and takes it away at its end. Where it may not, there is
+    one if somebody else writes; else nobody does.
+    """
+    place, mode = path.resolve(), ""
+    if not is_writable(path):
+        mode = "?mode=ro" if place.with_name(f"{place.name}-shm").exists() else "?immutable=1"
+    connection = sqlite3.connect(place.as_uri() + mode, uri=True, timeout=LOCK_TIMEOUT_SECONDS, check_same_thread=False)
+    connection.execute("PRAGMA query_only = ON")
+    return connection
 
 
 def _make_parent(path: Path) -> None:

@@ -9,6 +9,7 @@ import io
 import socket
 import threading
 import webbrowser
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -27,6 +28,7 @@ from nas_mnist.model.diagram import svg
 from nas_mnist.stages import search
 from nas_mnist.study import shared as study
 from nas_mnist.study.artifacts import Artifacts
+from nas_mnist.study.snapshot import copied, reason_to_copy
 from nas_mnist.study.storage import Storage
 from nas_mnist.training.loop import EpochResult
 from nas_mnist.views import figures, notes
@@ -38,19 +40,27 @@ PLOT_HEIGHT = 440  # pixels, of the dashboard's cards
 
 
 def serve(storage: Storage, host: str, port: int, data_dir: Path, *, open_browser: bool = False) -> None:
-    """Serve until interrupted. Raises `StudyError` if there is no database or the port is taken."""
+    """Serve until interrupted; of a database that must stay as it is, a copy.
+
+    Raises `StudyError` if there is no database or the port is taken.
+    """
     from optuna_dashboard import run_server
 
-    opened = storage.open()
+    replace(storage, read_only=True).open()
     _check_port(host, port)
-    for name in study.names(opened):
-        publish(storage, name, data_dir)
-    url = f"http://{host}:{port}/dashboard/"
-    print(f"optuna-dashboard for {storage}: {url} (Ctrl-C ends it)", flush=True)
-    if open_browser:
-        threading.Timer(1.0, webbrowser.open, [url]).start()  # when the server listens
-    storage.artifacts.mkdir(parents=True, exist_ok=True)
-    run_server(opened, host=host, port=port, artifact_store=Artifacts(None, storage.artifacts).store)
+    reason = reason_to_copy(storage)
+    with copied(storage) if reason else contextlib.nullcontext(storage) as shown:
+        opened = shown.open()
+        for name in study.names(opened):
+            publish(shown, name, data_dir)
+        url = f"http://{host}:{port}/dashboard/"
+        print(f"optuna-dashboard for {storage}: {url} (Ctrl-C ends it)", flush=True)
+        if reason:
+            print(f"a copy of the database as it is now ({reason}); notes written there are not kept", flush=True)
+        if open_browser:
+            threading.Timer(1.0, webbrowser.open, [url]).start()  # when the server listens
+        shown.artifacts.mkdir(parents=True, exist_ok=True)
+        run_server(opened, host=host, port=port, artifact_store=Artifacts(None, shown.artifacts).store)
 
 
 def _check_port(host: str, port: int) -> None:
@@ -64,9 +74,14 @@ def _check_port(host: str, port: int) -> None:
 
 
 def publish(storage: Storage, study_name: str, data_dir: Path) -> None:
-    """Bring everything that the dashboard shows of a study up to date; of a search also which files are kept."""
+    """Bring everything that the dashboard shows of a study up to date; of a search also which files are kept.
+
+    A study that is not ours is left as it is.
+    """
     with storage.lock(purpose="notes"):  # two of these at once would mix their plots
         found = study.load(storage.open(), study_name)
+        if not study.is_ours(found):
+            return
         artifacts = Artifacts(found, storage.artifacts)
         trials = found.get_trials(deepcopy=False)
         best = search.leaderboard(trials)
@@ -74,9 +89,7 @@ def publish(storage: Storage, study_name: str, data_dir: Path) -> None:
             kept = best[: found.user_attrs[search.KEEP_WEIGHTS]]
             _drop_files(artifacts, trials, kept)
             dataset = study.recorded_dataset(found.user_attrs["identity"])
-            # Their data or files may be on another machine: the rest is worth showing without.
-            with contextlib.suppress(StudyError, DataError):
-                _draw_pictures(artifacts, kept, data_dir, dataset)
+            _draw_pictures(artifacts, kept, data_dir, dataset)
             _save_plots(found, trials, dataset)
         _write_trial_notes(artifacts, trials)
         command = found.user_attrs.get(search.COMMAND)
@@ -113,12 +126,23 @@ def _draw_pictures(artifacts: Artifacts, kept: tuple[FrozenTrial, ...], data_dir
     files = artifacts.all()
     for trial in kept:
         there = files.get(trial._trial_id, {})
-        if CURVES not in there:
+        if artifacts.lacks(there.get(CURVES)):
             epochs = tuple(EpochResult(**epoch) for epoch in trial.user_attrs["epochs"])
-            artifacts.add(trial, CURVES, _png(figures.curves([epochs], "validation")))
-        if PICTURE not in there and (mistakes := artifacts.mistakes_of(trial)) is not None:
-            prepare(data_dir, dataset)
-            artifacts.add(trial, PICTURE, _png(_draw_mistakes(mistakes, load_train(data_dir, dataset), dataset)))
+            artifacts.put(trial, CURVES, _png(figures.curves([epochs], "validation")), there.get(CURVES))
+        if artifacts.lacks(there.get(PICTURE)):
+            # Its data or files may be on another machine: the rest is worth showing without.
+            with contextlib.suppress(StudyError, DataError):
+                _draw_mistakes_of(trial, artifacts, there.get(PICTURE), data_dir, dataset)
+
+
+def _draw_mistakes_of(
+    trial: FrozenTrial, artifacts: Artifacts, artifact_id: str | None, data_dir: Path, dataset: Dataset
+) -> None:
+    mistakes = artifacts.mistakes_of(trial)
+    if mistakes is not None:
+        prepare(data_dir, dataset)
+        picture = _draw_mistakes(mistakes, load_train(data_dir, dataset), dataset)
+        artifacts.put(trial, PICTURE, _png(picture), artifact_id)
 
 
 def _draw_mistakes(mistakes: list[tuple[int, int, int]], images: Images, dataset: Dataset) -> Figure:
@@ -135,11 +159,13 @@ def _png(figure: Figure) -> bytes:
 
 
 def _write_trial_notes(artifacts: Artifacts, trials: list[FrozenTrial]) -> None:
-    """A drawing and a note for each trial that has drawn its network, once."""
+    """A drawing and a note for each trial that has drawn its network, once; a drawing that is gone is drawn again."""
     files = artifacts.all()
     for trial in trials:
-        if "architecture" in trial.user_attrs and DRAWING not in files.get(trial._trial_id, {}):
+        known = files.get(trial._trial_id, {}).get(DRAWING)
+        if "architecture" in trial.user_attrs and artifacts.lacks(known):
             drawing = svg(parse(trial.user_attrs["architecture"]))
-            live = optuna.Trial(artifacts.study, trial._trial_id)  # what the dashboard's own functions take
-            url = get_artifact_path(live, artifacts.add(trial, DRAWING, drawing.encode()))
-            save_note(live, notes.trial_note(trial, url))
+            artifact_id = artifacts.put(trial, DRAWING, drawing.encode(), known)
+            if known is None:
+                live = optuna.Trial(artifacts.study, trial._trial_id)  # what the dashboard's own functions take
+                save_note(live, notes.trial_note(trial, get_artifact_path(live, artifact_id)))

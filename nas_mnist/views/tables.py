@@ -20,7 +20,7 @@ from nas_mnist.model.zoo import MARKS, ZOO, Mark, ReferenceSystem
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS, TARGET_ACCURACY
 
 if TYPE_CHECKING:
-    from nas_mnist.stages.baselines import BaselineResult
+    from nas_mnist.stages.baselines import BaselineResult, Training
     from nas_mnist.stages.confirm import Confirmed
     from nas_mnist.stages.frontier import Best
     from nas_mnist.stages.retrain import Retrained
@@ -152,7 +152,8 @@ def published_lines(system: ReferenceSystem) -> Text:
     """What the authors of a reference system report of it."""
     last = f"{system.last_accuracy:.2%} in the last epoch, " if system.last_accuracy else ""
     text = (
-        f"published: {last}{system.best_accuracy:.2%} in the best of {system.epochs} epochs, one run ({system.source})"
+        f"published: {last}{system.best_accuracy:.2%} in the best of {system.epochs} epochs, one run\n"
+        f"source: {system.source}"
     )
     return Text(f"{text}\n{system.remark}" if system.remark else text, "dim")
 
@@ -253,7 +254,7 @@ def baselines_table(results: Iterable["BaselineResult"], dataset: Dataset = MNIS
     compared = ("published", "reproduced", "± SD", "runs", "worst", "diff", "seconds")
     alone = ("accuracy", "± SD", "runs", "worst", "seconds")
     columns = ("system", "params", *(compared if dataset == MNIST else alone))
-    table = _table(f"reference systems on {dataset.title}, trained with one recipe", *columns, left=("system",))
+    table = _table(f"reference systems on {dataset.title}", *columns, left=("system",))
     table.padding = (0, 1, 0, 0)
     for result in results:
         cells = _baseline_cells(result)
@@ -265,7 +266,7 @@ def _baseline_cells(result: "BaselineResult") -> dict[str, RenderableType]:
     """What there is to say of a system, by column."""
     system, difference, deviation = result.system, result.difference, result.standard_deviation
     cells: dict[str, RenderableType] = {
-        "system": system.name,
+        "system": f"{system.name} (own)" if result.training.own else system.name,
         "params": f"{system.n_parameters:,}",
         "published": f"{system.published_accuracy:.2%}{'*' if system.last_accuracy is None else ' '}",
         "runs": f"{len(result.runs)}" + (f"+{result.n_diverged}†" if result.n_diverged else ""),
@@ -283,18 +284,35 @@ def _baseline_cells(result: "BaselineResult") -> dict[str, RenderableType]:
     return cells
 
 
-def baselines_note(recipe: "Recipe", n_images: int, dataset: Dataset = MNIST) -> Text:
-    """The recipe that all of them share, and how to read the table."""
-    a = recipe.augmentation
+def baselines_note(
+    recipe: "Recipe", n_images: int, dataset: Dataset = MNIST, own: Iterable["BaselineResult"] = ()
+) -> Text:
+    """The recipe that all of them share, those that some have besides, and how to read the table."""
     published = "published: the last epoch of one run, or * its best; reproduced"
-    return Text(
-        f"recipe: {recipe.epochs} epochs of {n_images:,} images, SGD with Nesterov momentum {recipe.momentum:g}, "
-        f"one cycle up to a learning rate of {recipe.learning_rate:g}, batches of {recipe.batch_size}, weight decay "
-        f"{recipe.weight_decay:g}; rotation ±{a.rotation_degrees:g}°, shift ±{a.translation:.0%}, "
-        f"scale ±{a.scale:.0%}, shear ±{a.shear_degrees:g}°\n"
-        f"{published if dataset == MNIST else 'accuracy'}: the mean of the last epoch on the test set\n"
+    lines = [
+        f"recipe: {recipe.epochs} epochs of {n_images:,} images, {_recipe_text(recipe)}",
+        *(f"(own) {result.system.name}: {_training_text(result.training)}" for result in own),
+        f"{published if dataset == MNIST else 'accuracy'}: the mean of the last epoch on the test set",
         "worst: of the last two epochs of any run; seconds: a run, training and testing; † diverged",
-        "dim",
+    ]
+    return Text("\n".join(lines), "dim")
+
+
+def _training_text(training: "Training") -> str:
+    first_weights = {"default": "", "positive": "; He's initialisation, no negative weight in the last layer"}
+    return _recipe_text(training.recipe) + first_weights[training.initialisation]
+
+
+def _recipe_text(recipe: "Recipe") -> str:
+    a = recipe.augmentation
+    optimizer = f"SGD with Nesterov momentum {recipe.momentum:g}" if recipe.optimizer == "sgd" else recipe.optimizer
+    augmentation = (
+        f"rotation ±{a.rotation_degrees:g}°, shift ±{a.translation:.0%}, scale ±{a.scale:.0%}, "
+        f"shear ±{a.shear_degrees:g}°"
+    )
+    return (
+        f"{optimizer}, one cycle up to a learning rate of {recipe.learning_rate:g}, batches of {recipe.batch_size}, "
+        f"weight decay {recipe.weight_decay:g}; {augmentation if a else 'no augmentation'}"
     )
 
 
@@ -309,7 +327,9 @@ def baseline_values(result: "BaselineResult") -> dict[str, Any]:
         "published": {"last": system.last_accuracy, "best": system.best_accuracy, "source": system.source}
         if result.dataset == MNIST
         else None,
-        "epochs": result.epochs,
+        "own_recipe": bool(result.training.own),
+        "training": asdict(result.training),
+        "epochs": result.training.recipe.epochs,
         "mean": result.mean,
         "standard_deviation": result.standard_deviation,
         "worst_of_last": result.worst_of_last,

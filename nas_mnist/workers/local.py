@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from nas_mnist.errors import DeviceError, NasMnistError, explain, is_final
+from nas_mnist.workers import machine
 from nas_mnist.workers.events import Completed, Progress, Send, Worker, WorkerDied, WorkerFailed
 from nas_mnist.workers.signals import blocked_for_children, stopped_once
 
@@ -43,15 +44,18 @@ class _Process:
     failure: Failure | None = None
 
 
-def plan_workers(n_workers: int | None, devices: Sequence[str] | None) -> list[Worker]:
+def plan_workers(
+    n_workers: int | None, devices: Sequence[str] | None, say: Callable[[str], None] = lambda line: None
+) -> list[Worker]:
     """Workers spread over the devices in turn; by default all GPUs there are, else one worker for each CPU core.
 
-    Raises `DeviceError` if a device is not there, or for more workers than can be of use.
+    Where there is not memory for as many by default, there are fewer, and `say` is told so in one line. Raises
+    `DeviceError` if a device is not there, or for more workers than can be of use.
     """
     devices = list(devices) if devices else _visible_devices()
     for device in devices:
         _check_device(device)
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n_cores = machine.n_cores()
     n_gpus = sum(device != "cpu" for device in devices)
     default = max(1, min(n_cores, n_gpus * WORKERS_PER_GPU)) if n_gpus else n_cores
     limit = max(MAX_WORKERS_PER_CORE * n_cores, n_gpus * WORKERS_PER_GPU)
@@ -59,7 +63,19 @@ def plan_workers(n_workers: int | None, devices: Sequence[str] | None) -> list[W
         raise DeviceError(
             f"{n_workers} workers make no sense on {n_cores} cores and {n_gpus} GPUs: choose 1 to {limit}"
         )
-    return [Worker(i, devices[i % len(devices)]) for i in range(n_workers or default)]
+    if n_workers is None:
+        n_workers = _fitting_memory(default, say)
+    return [Worker(i, devices[i % len(devices)]) for i in range(n_workers)]
+
+
+def _fitting_memory(n_workers: int, say: Callable[[str], None]) -> int:
+    fitting = machine.n_workers_in_memory()
+    if fitting < n_workers:
+        say(
+            f"{fitting} of {n_workers} workers: there are {machine.free_bytes() / 1e9:.1f} GB of memory for them, "
+            f"and each takes {machine.WORKER_BYTES / 1e9:.1f}"
+        )
+    return min(fitting, n_workers)
 
 
 def _visible_devices() -> list[str]:

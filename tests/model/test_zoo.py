@@ -111,7 +111,11 @@ def test_published_multiply_adds_of_era1a7_count_the_norms_parameters():
 def test_published_figures_are_possible(system: ReferenceSystem):
     assert 0.98 < system.published_accuracy <= system.best_accuracy < 1
     assert system.epochs in (15, 19)
-    assert system.source.endswith(".txt")
+
+
+def test_source_is_named_as_its_authors_do_and_with_its_repository():
+    assert ZOO["era1a7"].source == "TSAI ERA V1 A7, github.com/woncoh1/era1a7"
+    assert not any(system.source.endswith(".txt") for system in ZOO.values())
 
 
 def test_resolve_takes_a_name_or_a_line():

@@ -4,10 +4,12 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 from optuna.trial import TrialState
 
 from nas_mnist.data import images as data
 from nas_mnist.errors import ArchitectureError, StudyError
+from nas_mnist.model.network import build
 from nas_mnist.model.zoo import ZOO
 from nas_mnist.stages import baselines
 from nas_mnist.stages import planned as jobs
@@ -15,12 +17,15 @@ from nas_mnist.stages.baselines import (
     BaselineResult,
     BaselineRun,
     BaselineSettings,
+    Training,
     train_baselines,
 )
 from nas_mnist.stages.planned import JobsBegan, JobStarted
 from nas_mnist.stages.trial import EpochTrained
 from nas_mnist.study import shared as study
 from nas_mnist.study.storage import Storage
+from nas_mnist.training.evaluation import predict
+from nas_mnist.training.loop import train
 from nas_mnist.workers.events import Worker
 
 NAMES = ("lite-m4", "eva6s4-ultrasmall")
@@ -135,7 +140,7 @@ def test_same_seed_gives_the_same_accuracy_and_another_seed_another_network(sett
 def test_diverged_run_is_told_apart_and_not_repeated(settings, monkeypatch):
     hot = replace(baselines.RECIPE, learning_rate=1e30)
     monkeypatch.setattr(baselines, "RECIPE", hot)
-    one = replace(settings, names=("lite-m1",), n_seeds=1, epochs=2)
+    one = replace(settings, names=("lite-m3",), n_seeds=1, epochs=2)
     (result,) = run(one)
     assert (result.runs, result.n_diverged, result.mean) == ((), 1, None)
     assert started_again(one) == []
@@ -160,8 +165,32 @@ def test_all_training_images_and_all_test_images_are_used_unless_told_otherwise(
 
 def test_result_is_the_last_epoch_never_the_best():
     runs = tuple(BaselineRun(seed, a, 10.0, "", "") for seed, a in enumerate([(0.99, 0.95, 0.97), (0.99, 0.98, 0.96)]))
-    result = BaselineResult(ZOO["era1a7"], 3, runs, 0)
+    result = BaselineResult(ZOO["era1a7"], Training(baselines.RECIPE), runs, 0)
     assert result.mean == pytest.approx(0.965)
     assert result.standard_deviation == pytest.approx(0.00707, abs=1e-5)
     assert result.worst_of_last == 0.95
     assert result.difference == pytest.approx(0.965 - 0.9946)
+
+
+def test_system_with_its_own_recipe_is_trained_with_both_and_told_apart(settings):
+    """Runs of the common recipe are stored as they were before there was any other."""
+    one = replace(settings, names=("era1a7",), n_seeds=1)
+    results = run(one)
+    expected = Training(baselines.RECIPE), baselines.OWN_TRAINING["era1a7"]
+    assert [result.training for result in results] == [replace(t, recipe=replace(t.recipe, epochs=1)) for t in expected]
+    common, own = trials(settings)
+    assert common.user_attrs["job"].keys() == {"system", "architecture", "seed", "epochs"}
+    assert own.user_attrs["job"]["own"]["learning_rate"] == own.user_attrs["recipe"]["learning_rate"] == 1.0
+    assert [r.runs[0].accuracies[-1] for r in results] == [common.value, own.value]
+    assert started_again(one) == []
+
+
+def test_every_class_of_lite_m1_has_a_gradient_and_keeps_it(images, data_dir):
+    """With the common recipe, and PyTorch's first weights, the logit of some classes is 0 on every image."""
+    few = data.search_split(images, 6400).train
+    own = baselines.OWN_TRAINING["lite-m1"]
+    for seed in range(3):
+        network = build(ZOO["lite-m1"].architecture, seed=seed, initialisation=own.initialisation)
+        (_, last) = train(network, replace(own.recipe, epochs=2), few, few, seed=seed)
+        logits = torch.cat([logits for logits, _ in predict(network, few)])
+        assert (logits > 0).any(0).all() and last.val_accuracy > 0.7

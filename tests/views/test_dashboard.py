@@ -1,13 +1,17 @@
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
 import optuna
 import pytest
+from optuna_dashboard import save_note
+from synthetic import new_study
 
 from nas_mnist.data.folds import search_split
 from nas_mnist.data.images import load_train
@@ -22,6 +26,7 @@ from nas_mnist.training.evaluation import evaluate, find_mistakes
 from nas_mnist.views import dashboard
 from nas_mnist.workers.events import Worker
 
+CANONICAL = Path(__file__).parents[2] / "studies" / "canonical"
 PICTURES = {dashboard.CURVES, dashboard.PICTURE, dashboard.DRAWING, WEIGHTS, MISTAKES}
 
 
@@ -137,3 +142,69 @@ def test_reader_never_breaks_a_search_that_runs(searched, server):
     assert summary.progress.trained == settings.n_trials and summary.progress.running == summary.progress.failed == 0
     assert len(answers) > 20 and all('"trials"' in answer for answer in answers)
     assert all(trial.state != optuna.trial.TrialState.RUNNING for trial in summary.best)
+
+
+def test_drawing_that_is_missing_is_drawn_again_and_its_entry_stays(searched, tmp_path):
+    copy = Storage.parse(str(shutil.copy(searched.storage.path, tmp_path / "s.db")))  # without the folder beside it
+    settings = replace(searched, storage=copy)
+    entries, before = files_by_trial(settings), kept_for_the_dashboard(settings)
+    dashboard.publish(copy, searched.study_name, searched.data_dir)
+    assert files_by_trial(settings) == entries and kept_for_the_dashboard(settings) == before
+    for names in entries.values():
+        assert "<svg" in (copy.artifacts / names[dashboard.DRAWING]).read_text()
+        assert dashboard.CURVES not in names or (copy.artifacts / names[dashboard.CURVES]).read_bytes()[1:4] == b"PNG"
+
+
+def kept_for_the_dashboard(settings):
+    """The names of notes and entries of files."""
+    attributes = study_attributes(settings.storage.open(), settings.study_name)
+    return {key for key in attributes if "artifacts" in key or "note" in key}
+
+
+def study_attributes(storage, name):
+    return storage.get_study_system_attrs(storage.get_study_id_from_name(name))
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """What the server is given: the attributes of every study, looked at while it would run."""
+    seen = []
+
+    def run_server(storage, **options):
+        seen.append({name: study_attributes(storage, name) for name in study.names(storage)})
+
+    monkeypatch.setattr("optuna_dashboard.run_server", run_server)
+    return seen
+
+
+def test_studies_of_others_in_the_same_database_are_served_and_stay_as_they_are(
+    tmp_path, data_dir, served, unused_port
+):
+    path = tmp_path / "s.db"
+    new_study(name="ours", path=path)
+    storage = Storage.parse(str(path))
+    opened = storage.open()
+    theirs = optuna.create_study(study_name="theirs", storage=opened, directions=["minimize", "maximize"])
+    theirs.add_trial(optuna.trial.create_trial(values=[1.0, 2.0]))
+    save_note(theirs, "my note")
+    before = study_attributes(opened, "theirs")
+    dashboard.serve(storage, "127.0.0.1", unused_port, data_dir)
+    assert served[0].keys() == {"ours", "theirs"}
+    assert served[0]["theirs"] == study_attributes(opened, "theirs") == before
+    assert any("note" in key for key in served[0]["ours"])
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_tracked_database_is_shown_in_a_copy_and_stays_byte_for_byte_as_it_is(
+    tmp_path, data_dir, served, unused_port, capsys
+):
+    """The committed study lists the drawings of 340 trials, whose files are not committed."""
+    path = Path(shutil.copy(CANONICAL / "canonical.db", tmp_path))
+    for arguments in (["init"], ["add", path.name]):
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True, capture_output=True)
+    before = path.read_bytes()
+    dashboard.serve(Storage.parse(str(path)), "127.0.0.1", unused_port, data_dir)
+    assert {"canonical", "soap", "soap-confirm"} <= served[0].keys()
+    assert "git tracks it" in capsys.readouterr().out
+    assert path.read_bytes() == before
+    assert {entry.name for entry in tmp_path.iterdir()} == {".git", path.name}

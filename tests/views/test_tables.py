@@ -13,7 +13,7 @@ from nas_mnist.errors import NasMnistError
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.network import build
 from nas_mnist.model.zoo import ZOO
-from nas_mnist.stages.baselines import RECIPE, BaselineResult, BaselineRun
+from nas_mnist.stages.baselines import OWN_TRAINING, RECIPE, BaselineResult, BaselineRun, Training
 from nas_mnist.stages.confirm import Confirmed
 from nas_mnist.training.loop import Recipe
 from nas_mnist.training.lr_finder import RateCurve
@@ -102,15 +102,18 @@ def test_figure_that_cannot_be_written_is_refused_before_the_work(tmp_path, name
         report.check_figure_path(tmp_path / name)
 
 
+COMMON = Training(RECIPE)
+
+
 def test_baselines_table_fits_80_columns_and_marks_best_epochs_and_diverged_runs():
-    several = BaselineResult(ZOO["era1a7"], 15, (run(0, 0.9, 0.9950, 0.9940), run(1, 0.9, 0.9930, 0.9960)), 0)
-    one = BaselineResult(ZOO["eva6s4-ultrasmall"], 15, (run(0, 0.985),), 1)
-    none = BaselineResult(ZOO["lite-m1"], 15, (), 2)
+    several = BaselineResult(ZOO["era1a7"], COMMON, (run(0, 0.9, 0.9950, 0.9940), run(1, 0.9, 0.9930, 0.9960)), 0)
+    one = BaselineResult(ZOO["eva6s4-ultrasmall"], COMMON, (run(0, 0.985),), 1)
+    none = BaselineResult(ZOO["lite-m1"], OWN_TRAINING["lite-m1"], (), 2)
     text = printed(report.baselines_table([several, one, none]))
     rows = [line.split() for line in text.splitlines()[2:]]
     assert rows[0] == ["era1a7", "4,392", "99.46%", "99.50%", "0.14", "2", "99.30%", "+0.04", "60"]
     assert rows[1] == ["eva6s4-ultrasmall", "4,464", "99.00%*", "98.50%", "1+1†", "98.50%", "-0.50", "60"]
-    assert rows[2] == ["lite-m1", "6,590", "98.95%*", "0+2†"]
+    assert rows[2] == ["lite-m1", "(own)", "6,590", "98.95%*", "0+2†"]
     assert "…" not in text
 
 
@@ -123,6 +126,13 @@ def test_only_sgd_has_a_momentum(optimizer, has_one):
 def test_note_states_the_recipe():
     text = report.baselines_note(replace(RECIPE, epochs=7), 60_000).plain
     for part in ("7 epochs of 60,000 images", "learning rate of 0.1", "batches of 128", "weight decay 0.0005", "±10°"):
+        assert part in text
+
+
+def test_note_tells_of_each_system_with_a_recipe_of_its_own():
+    own = [BaselineResult(ZOO[name], training, (), 0) for name, training in OWN_TRAINING.items()]
+    text = report.baselines_note(RECIPE, 60_000, own=own).plain
+    for part in ("(own) era1a7: SGD", "rate of 1,", "(own) lite-m1:", "no augmentation; He's initialisation"):
         assert part in text
 
 

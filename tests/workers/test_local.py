@@ -9,6 +9,7 @@ import pytest
 
 from nas_mnist.errors import DeviceError, NasMnistError
 from nas_mnist.workers import local as workers
+from nas_mnist.workers import machine
 from nas_mnist.workers.events import Completed, Progress, Worker, WorkerDied, WorkerFailed
 from nas_mnist.workers.local import plan_workers, run_workers
 
@@ -162,8 +163,17 @@ def test_runs_outside_the_main_thread_too():
     assert len(events) == 3
 
 
-def test_default_is_one_worker_for_each_core():
-    assert plan_workers(None, None) == [Worker(i, "cpu") for i in range(len(os.sched_getaffinity(0)))]
+def test_default_is_one_worker_for_each_core_where_there_is_memory_for_them(monkeypatch):
+    said = []
+    monkeypatch.setattr(machine, "n_cores", lambda: 6)
+    monkeypatch.setattr(machine, "free_bytes", lambda: 64 * 10**9)
+    assert plan_workers(None, ["cpu"], said.append) == [Worker(i, "cpu") for i in range(6)] and not said
+    monkeypatch.setattr(machine, "free_bytes", lambda: 2_000_000_000)
+    assert plan_workers(None, ["cpu"], said.append) == TWO
+    assert said == ["2 of 6 workers: there are 2.0 GB of memory for them, and each takes 0.9"]
+    assert len(plan_workers(4, ["cpu"], said.append)) == 4 and len(said) == 1  # who says how many has them
+    monkeypatch.setattr(machine, "free_bytes", lambda: 100)
+    assert len(plan_workers(None, ["cpu"])) == 1
 
 
 def test_workers_are_spread_over_the_devices(monkeypatch):
