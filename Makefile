@@ -3,14 +3,19 @@ PYTHON ?= python3
 TRIALS ?= 100
 ROUNDS ?= 10
 VENV := .venv
+# One process a core, a whole file in each: what a file has trained, searched or started is there once.
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: search test soak proof bench scaling lint clean
+.PHONY: search test coverage soak proof bench scaling lint clean
 
 search: $(VENV)/installed
 	$(VENV)/bin/nas-mnist search --trials $(TRIALS)
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
+
+coverage: $(VENV)/installed
+	$(PYTEST) --cov --cov-report term-missing:skip-covered --cov-report html
 
 soak: $(VENV)/installed
 	$(VENV)/bin/python tests/soak/soak.py --rounds $(ROUNDS)

@@ -18,6 +18,14 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+SLOW = ["test_ray_cluster.py", "test_faults.py", "test_many_machines.py", "test_main.py", "test_bad_input.py"]
+
+
+def pytest_collection_modifyitems(items):
+    """Where processes share the files, the slow ones come first, so that no process is left alone with one."""
+    items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")

@@ -1,4 +1,7 @@
-"""Faults, injected for real: what is killed, filled, locked or set wrong, and what is left afterwards."""
+"""Faults, injected for real: what is killed, filled, locked or set wrong, and what is left afterwards.
+
+Every worker imports this file. What a search does not need is therefore imported where it is needed.
+"""
 
 import contextlib
 import multiprocessing
@@ -20,17 +23,12 @@ from host import wait_for
 from optuna.trial import TrialState
 
 from nas_mnist import errors
-from nas_mnist.model.architecture import parse
-from nas_mnist.model.network import build
-from nas_mnist.solution import export
-from nas_mnist.stages import retrain
 from nas_mnist.study import ownership
 from nas_mnist.study import shared as study
 from nas_mnist.study.artifacts import Artifacts
 from nas_mnist.study.jobs import JOB
 from nas_mnist.study.shared import SharedStudy
 from nas_mnist.study.storage import LOCK_TIMEOUT_SECONDS, Storage, experimental
-from nas_mnist.views import tables as report
 from nas_mnist.workers.events import Progress, Worker, WorkerDied, WorkerFailed
 from nas_mnist.workers.local import run_workers
 from nas_mnist.workers.signals import stopped_once
@@ -515,12 +513,17 @@ def test_worker_that_finds_the_disk_full_ends_the_search_with_one_line(disk):
 
 
 def _weigh(storage, trial):
+    from nas_mnist.model.architecture import parse
+    from nas_mnist.model.network import build
+
     network = build(parse("c8 M c12 M c16 G c10k1-"), seed=0)
     Artifacts(trial.study, storage.artifacts).add_weights(trial, network)
 
 
 @pytest.mark.parametrize("n_bytes", [0, 4096])
 def test_full_disk_leaves_no_part_of_the_weights(storage, disk, n_bytes):
+    from nas_mnist.stages import retrain
+
     storage.artifacts.symlink_to(disk.folder)
     _, trial = ask(storage)
     disk.leave(n_bytes)
@@ -537,6 +540,8 @@ def test_full_disk_leaves_no_part_of_the_weights(storage, disk, n_bytes):
 
 @pytest.mark.parametrize("n_bytes", [0, 40_000, 400_000])
 def test_full_disk_leaves_no_part_of_an_export(disk, retrained, data_dir, n_bytes):
+    from nas_mnist.solution import export
+
     disk.leave(n_bytes)
     with pytest.raises(errors.SolutionError, match=r"No space left on device.*make room"):
         export.export(retrained, export.Source("s", "nas-mnist", 1), data_dir, disk.folder / "solution")
@@ -545,6 +550,8 @@ def test_full_disk_leaves_no_part_of_an_export(disk, retrained, data_dir, n_byte
 
 def test_full_disk_leaves_no_part_of_a_figure(disk):
     from matplotlib.figure import Figure
+
+    from nas_mnist.views import tables as report
 
     disk.leave(4096)
     figure = Figure(figsize=(20, 20))

@@ -142,7 +142,8 @@ def test_search_trains_exactly_the_asked_number_and_resumes(settings):
 
     def run(n):
         workers = [Worker(0, "cpu"), Worker(1, "cpu")]
-        return search.search(replace(settings, n_trials=n), workers, lambda worker, event: events.append(event))
+        small = replace(settings, n_trials=n, max_params=400)
+        return search.search(small, workers, lambda worker, event: events.append(event))
 
     first = run(3)
     assert first.progress.trained == 3 and first.progress.running == first.progress.failed == 0

@@ -1,9 +1,6 @@
-import time
-
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 from nas_mnist.data.datasets import DATASETS, MNIST
 from nas_mnist.training.loop import EpochResult
@@ -61,20 +58,10 @@ def test_gallery_shows_every_image_with_its_caption(n):
     assert int(np.asarray(axes.images[0].get_array()).sum()) == n * 28 * 28 * 255
 
 
-def test_thousands_of_errors_are_drawn_in_seconds(tmp_path):
-    """Measured in what a hundred axes cost, so that it holds on a slow or busy machine too."""
-
-    def seconds(draw):
-        start = time.process_time()
-        draw().savefig(tmp_path / "x.png", dpi=150)
-        return time.process_time() - start
-
-    def hundred_axes():
-        figure = Figure(figsize=(8.5, 10), layout="constrained")
-        for axes in figure.subplots(10, 10).flat:
-            axes.imshow(np.zeros((28, 28)))
-            axes.set_title("1 → 7")
-        return figure
-
-    errors = seconds(lambda: figures.gallery(torch.zeros(1500, 28, 28), ["1 → 7"] * 1500, "x"))
-    assert errors < 6 * seconds(hundred_axes)  # 15 times at least if each image had its own
+def test_thousands_of_errors_share_one_image_so_that_they_are_drawn_in_seconds(tmp_path):
+    """Axes are what takes time: 1,500 of them take minutes."""
+    figure = figures.gallery(torch.zeros(1500, 28, 28), ["1 → 7"] * 1500, "x")
+    (axes,) = figure.axes
+    assert len(axes.images) == 1 and len(axes.texts) == 1500
+    figure.savefig(tmp_path / "x.png", dpi=150)
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
