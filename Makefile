@@ -4,10 +4,13 @@ TRIALS ?= 100
 ROUNDS ?= 10
 VENV := .venv
 
-.PHONY: search test soak bench scaling lint clean
+.PHONY: search solve test soak bench scaling lint clean
 
 search: $(VENV)/installed
 	$(VENV)/bin/nas-mnist search --trials $(TRIALS)
+
+solve: $(VENV)/installed
+	$(VENV)/bin/nas-mnist solve --trials $(TRIALS)
 
 test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest
@@ -25,6 +28,7 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/mypy
 
 clean:
 	rm -rf $(VENV) build

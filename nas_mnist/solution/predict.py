@@ -39,6 +39,10 @@ class Solution:
     dataset: Dataset
     normalisation: Normalisation
 
+    def predict(self, image: Path | str) -> "Prediction":
+        """What the picture in this file shows; `error` says why it can show nothing."""
+        return next(predict(self, [str(image)]))
+
 
 @dataclass(frozen=True)
 class Prediction:
