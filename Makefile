@@ -6,10 +6,13 @@ VENV := .venv
 # One process a core, a whole file in each: what a file has trained, searched or started is there once.
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: search test coverage soak proof bench scaling lint clean
+.PHONY: search solve test coverage soak proof bench scaling lint clean
 
 search: $(VENV)/installed
 	$(VENV)/bin/nas-mnist search --trials $(TRIALS)
+
+solve: $(VENV)/installed
+	$(VENV)/bin/nas-mnist solve --trials $(TRIALS)
 
 test: $(VENV)/installed
 	$(PYTEST)
@@ -33,6 +36,7 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/mypy
 
 clean:
 	rm -rf $(VENV) build

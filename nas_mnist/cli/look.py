@@ -1,6 +1,7 @@
 """`show`, `dashboard` and `report`: look at a study."""
 
 import json
+import sys
 from pathlib import Path
 
 from nas_mnist.cli.options import (
@@ -13,6 +14,7 @@ from nas_mnist.cli.options import (
     host_address,
     storage_of,
 )
+from nas_mnist.extras import Extra, require
 
 
 def add_show(commands) -> None:
@@ -66,6 +68,8 @@ def add_dashboard(commands) -> None:
 def _dashboard(arguments) -> int:
     from nas_mnist.views import dashboard
 
+    if Extra.report.missing:
+        print(f"nas-mnist: without the plots of a study, which plotly draws: {Extra.report.pip_line}", file=sys.stderr)
     storage = storage_of(arguments)
     dashboard.serve(storage, arguments.host, arguments.port, data_dir_of(arguments), open_browser=arguments.open)
     return 0
@@ -90,6 +94,7 @@ def add_report(commands) -> None:
 
 
 def _report(arguments) -> int:
+    require(Extra.report)
     from nas_mnist.views import report as study_report
 
     path = study_report.write(storage_of(arguments, read_only=True), arguments.study, arguments.out)

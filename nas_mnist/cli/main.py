@@ -11,7 +11,7 @@ import shlex
 import sys
 import warnings
 
-from nas_mnist.cli import judge, look, networks, search, solutions
+from nas_mnist.cli import judge, look, networks, search, solutions, solve
 from nas_mnist.data.datasets import DATASETS, MNIST
 from nas_mnist.errors import NasMnistError, explain, shown
 from nas_mnist.workers.signals import stopped_once
@@ -87,6 +87,7 @@ def _default_study(arguments) -> str:
 
 
 COMMANDS = (
+    solve.add_solve,
     search.add_search,
     look.add_show,
     look.add_dashboard,

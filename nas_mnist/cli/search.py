@@ -126,21 +126,11 @@ def _search(arguments) -> int:
         _placed(arguments, settings.storage) as (workers, run),
         display.SearchDisplay(console, settings, workers, quiet=arguments.quiet, verbose=arguments.verbose) as show,
     ):
-        summary = search.search(settings, workers, _to_both(show, publisher), run)
+        summary = search.search(settings, workers, display.to_both(show, publisher), run)
     publisher.publish()
     display.print_summary(console, settings, summary)
     console.print(f"\n{_next_steps(arguments)}", highlight=False, soft_wrap=True)
     return 0
-
-
-def _to_both(first, second):
-    """One consumer of events that hands each to two."""
-
-    def both(worker, event) -> None:
-        first(worker, event)
-        second(worker, event)
-
-    return both
 
 
 @contextlib.contextmanager

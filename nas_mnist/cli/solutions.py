@@ -17,6 +17,7 @@ from nas_mnist.cli.options import (
     storage_of,
 )
 from nas_mnist.errors import shown
+from nas_mnist.extras import Extra, require
 
 
 def add_export(commands) -> None:
@@ -39,6 +40,7 @@ def add_export(commands) -> None:
 
 
 def _export(arguments) -> int:
+    require(Extra.export)
     from nas_mnist.solution import export
     from nas_mnist.stages import retrain
 

@@ -22,9 +22,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnx
 import safetensors.torch
 import torch
 from matplotlib.figure import Figure
@@ -34,8 +33,9 @@ from nas_mnist.data.datasets import MNIST, Dataset
 from nas_mnist.data.images import Images, load_test, load_train
 from nas_mnist.data.unpacking import checksums, prepare
 from nas_mnist.errors import BudgetError, SolutionError
+from nas_mnist.extras import Extra, require
 from nas_mnist.model.network import Network, build, count_parameters
-from nas_mnist.solution import demo, embedded
+from nas_mnist.solution import demo
 from nas_mnist.solution import model_card as card
 from nas_mnist.solution.codegen import generate, weight_names
 from nas_mnist.solution.predict import RECORD, WEIGHTS, onnx_logits, seal
@@ -46,6 +46,9 @@ from nas_mnist.task import MAX_PARAMS, TARGET_ACCURACY
 from nas_mnist.training.augmentation import augment, normalise
 from nas_mnist.training.evaluation import predict
 from nas_mnist.views import figures
+
+if TYPE_CHECKING:
+    import onnx
 
 OPSET = 18
 TOLERANCE = 1e-4  # of logits, between PyTorch and ONNX
@@ -100,10 +103,12 @@ def export(
     """Write the solution into the folder `out`, with `c` as C too, and return what `solution.json` holds.
 
     Raises `SolutionError` if the folder exists (unless `force` replaces an earlier solution), cannot be written, or if
-    a file of it does not do what the network does; `BudgetError` if the network is over the budget.
+    a file of it does not do what the network does; `BudgetError` if the network is over the budget; `MissingPackage`
+    where the packages that write and run ONNX are not installed.
     """
+    require(Extra.export)
     out = out.resolve()  # through a link, so that what is replaced is the folder and not the link
-    _check_place(out, force)
+    check_place(out, force)
     _check_budget(retrained)
     prepare(data_dir, retrained.dataset)
     network = build(retrained.candidate.architecture, seed=0)
@@ -150,7 +155,8 @@ def _write(
     return record
 
 
-def _check_place(out: Path, force: bool) -> None:
+def check_place(out: Path, force: bool) -> None:
+    """Raise `SolutionError` if a solution must not be put at `out`."""
     if not out.exists():
         return
     if not force:
@@ -237,6 +243,8 @@ def _write_embedded(
     retrained: Retrained, network: Network, train_images: Images, judged: Judged, folder: Path, c: bool
 ) -> dict[str, Any]:
     """The int8 network and, if asked for, the C: what `solution.json` holds of them."""
+    from nas_mnist.solution import embedded  # what it needs is an extra
+
     int8 = embedded.write_int8(network, train_images, judged.images, folder)
     accuracy = Judged(judged.images, int8.logits).accuracy
     record: dict[str, Any] = {
@@ -273,6 +281,8 @@ def _check_logits(name: str, logits: Tensor, judged: Judged) -> None:
 
 def _write_onnx(model: nn.Module, judged: Judged, path: Path) -> None:
     """Write the ONNX file with any batch size, and run it in onnxruntime over the whole test set."""
+    import onnx
+
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(None):
         warnings.simplefilter("ignore")  # of the exporter, about its own parts
@@ -290,8 +300,10 @@ def _write_onnx(model: nn.Module, judged: Judged, path: Path) -> None:
     _check_logits(ONNX, onnx_logits(path.read_bytes(), judged.images), judged)
 
 
-def _without_traces(proto: onnx.ModelProto) -> onnx.ModelProto:
+def _without_traces(proto: "onnx.ModelProto") -> "onnx.ModelProto":
     """The exporter notes for every node the files and lines it comes from, on the machine that it ran on."""
+    import onnx
+
     graph = proto.graph
     for part in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         part.ClearField("metadata_props")

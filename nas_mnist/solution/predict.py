@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import safetensors.torch
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -20,6 +19,7 @@ from nas_mnist.data.datasets import DATASETS, MNIST, Dataset, Normalisation
 from nas_mnist.data.images import Images, load_test
 from nas_mnist.data.unpacking import prepare
 from nas_mnist.errors import NasMnistError, SolutionError
+from nas_mnist.extras import Extra, require
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.network import Network, build
 from nas_mnist.solution.codegen import weight_names
@@ -41,6 +41,10 @@ class Solution:
     network: Network
     dataset: Dataset
     normalisation: Normalisation
+
+    def predict(self, image: Path | str) -> "Prediction":
+        """What the picture in this file shows; `error` says why it can show nothing."""
+        return next(predict(self, [str(image)]))
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,9 @@ def accuracy_on_test_set(folder: Path, data_dir: Path, *, int8: bool = False) ->
 
 def onnx_logits(model: bytes, images: Images) -> Tensor:
     """What an exported ONNX file makes of images: logits (N, 10)."""
+    require(Extra.export)
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     batches = (normalise(pixels, images.normalisation).numpy() for pixels, _ in images.batches(1000))
     return torch.from_numpy(np.concatenate([session.run(None, {"images": batch})[0] for batch in batches]))

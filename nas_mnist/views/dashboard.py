@@ -23,6 +23,7 @@ from nas_mnist.data.datasets import Dataset
 from nas_mnist.data.images import Images, load_train
 from nas_mnist.data.unpacking import prepare
 from nas_mnist.errors import DataError, StudyError
+from nas_mnist.extras import Extra
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.diagram import svg
 from nas_mnist.stages import search
@@ -32,7 +33,6 @@ from nas_mnist.study.snapshot import copied, reason_to_copy
 from nas_mnist.study.storage import Storage
 from nas_mnist.training.loop import EpochResult
 from nas_mnist.views import figures, notes
-from nas_mnist.views.study_figures import NothingToDraw, accuracy_against_parameters, epochs_spent, learning_curves
 
 DRAWING, CURVES, PICTURE = "network.svg", "curves.png", "misclassified.png"
 N_MISTAKES_SHOWN = 100  # a bad network has thousands
@@ -90,13 +90,16 @@ def publish(storage: Storage, study_name: str, data_dir: Path) -> None:
             _drop_files(artifacts, trials, kept)
             dataset = study.recorded_dataset(found.user_attrs["identity"])
             _draw_pictures(artifacts, kept, data_dir, dataset)
-            _save_plots(found, trials, dataset)
+            if not Extra.report.missing:
+                _save_plots(found, trials, dataset)
         _write_trial_notes(artifacts, trials)
         command = found.user_attrs.get(search.COMMAND)
         save_note(found, notes.study_note(found, trials, best, artifacts.n_bytes(), command))
 
 
 def _save_plots(found: optuna.Study, trials: list[FrozenTrial], dataset: Dataset) -> None:
+    from nas_mnist.views.study_figures import NothingToDraw, accuracy_against_parameters, epochs_spent, learning_curves
+
     identity = found.user_attrs["identity"]
     plots = {
         "accuracy against parameters": lambda: accuracy_against_parameters(

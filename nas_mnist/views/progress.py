@@ -14,6 +14,7 @@ from rich.text import Text
 
 from nas_mnist.stages.confirm import ConfirmSettings
 from nas_mnist.stages.planned import JobsBegan, JobStarted
+from nas_mnist.stages.retrain import RetrainSettings
 from nas_mnist.stages.search import SearchBegan, SearchSettings, Summary
 from nas_mnist.stages.trial import EpochTrained, TrialEnded, TrialStarted
 from nas_mnist.study.storage import Outage, OutageEnded
@@ -204,17 +205,28 @@ class JobDisplay:
 
 
 @contextmanager
-def follow(console: Console, stage: SearchSettings | ConfirmSettings, workers: list[Worker]):
+def follow(console: Console, stage: SearchSettings | ConfirmSettings | RetrainSettings, workers: list[Worker]):
     """The display of one stage of several, with a line that says which it is."""
     if isinstance(stage, SearchSettings):
         what = f"searching below {stage.max_params:,} parameters, to {stage.n_trials} trials"
         shown = SearchDisplay(console, stage, workers, quiet=False, verbose=False)
     else:
-        what = "confirming the best"
+        confirming = isinstance(stage, ConfirmSettings)
+        what = "confirming the best" if confirming else f"retraining {stage.chosen.name} with {stage.n_seeds} seeds"
         shown = JobDisplay(console)
     console.print(f"[bold]{what}[/] (study {escape(repr(stage.study_name))})")
     with shown:
         yield shown
+
+
+def to_both(first, second):
+    """One consumer of events that hands each to two."""
+
+    def both(worker, event) -> None:
+        first(worker, event)
+        second(worker, event)
+
+    return both
 
 
 def died(worker: Worker, event: WorkerDied) -> str:

@@ -161,7 +161,7 @@ def test_foreign_file_in_an_earlier_solution_is_not_lost(solution, retrained, da
         export.export(retrained, SOURCE, data_dir, out, force=True)
     assert (out / "notes.txt").read_text() == "mine"
     (out / "notes.txt").unlink()
-    export._check_place(out, True)
+    export.check_place(out, True)
 
 
 def test_folder_that_appeared_meanwhile_is_not_overwritten(tmp_path):
