@@ -63,6 +63,12 @@ def add_search(commands) -> None:
     )
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="soap", help="(default: %(default)s)")
     parser.add_argument(
+        "--sampler",
+        choices=("evolution", "tpe", "random"),
+        default="evolution",
+        help="what proposes candidates; the others are there to be compared with (default: %(default)s)",
+    )
+    parser.add_argument(
         "--seed", type=at_least(0), default=0, metavar="N", help="of the sampler and the trials (default: %(default)s)"
     )
     parser.add_argument(
@@ -114,6 +120,7 @@ def _search(arguments) -> int:
         train_images=arguments.train_images,
         data_dir=data_dir_of(arguments),
         optimizer=arguments.optimizer,
+        sampler=arguments.sampler,
         seed=arguments.seed,
         prune=arguments.prune,
         dataset=dataset_asked(arguments),

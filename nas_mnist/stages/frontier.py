@@ -104,7 +104,7 @@ def frontier(
 
 def _hand_down(searched: SearchSettings, best: list[Confirmed]) -> dict[str, Parameters]:
     trials = study.load(searched.storage.open(), searched.study_name).get_trials(deepcopy=False)
-    return {f"trial {c.trial} of study {searched.study_name}": trials[c.trial].params for c in best}
+    return {f"trial {c.trial} of study {searched.study_name}": trials[c.trial].params | {"fill": 1.0} for c in best}
 
 
 def best_under(budget: int, found: Iterable[Best]) -> Best | None:

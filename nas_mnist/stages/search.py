@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
 import torch
+from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial
 
 from nas_mnist.data.datasets import MNIST, Dataset
@@ -26,10 +27,13 @@ from nas_mnist.stages.trial import TrialStarted, WorkerDone, record, train_and_r
 from nas_mnist.study import shared as study
 from nas_mnist.study import space
 from nas_mnist.study.artifacts import Artifacts
+from nas_mnist.study.pruner import RUNGS, RungPruner, best_first
+from nas_mnist.study.sampler import ORIGIN, EvolutionSampler
 from nas_mnist.study.space import Candidate, Parameters
-from nas_mnist.study.storage import Storage
+from nas_mnist.study.storage import Storage, experimental
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
 from nas_mnist.training.evaluation import final_accuracy, find_mistakes
+from nas_mnist.training.recipe import Recipe
 from nas_mnist.workers.events import Send, Worker
 from nas_mnist.workers.local import run_workers
 from nas_mnist.workers.signals import stopped_once
@@ -54,6 +58,7 @@ class SearchSettings:
     dataset: Dataset = MNIST
     optimizer: str = space.RECIPE.optimizer
     seed: int = 0
+    sampler: Literal["evolution", "tpe", "random"] = "evolution"
     prune: bool = True
     warm_start: bool = True
     keep_weights: int = 5  # candidates, the best
@@ -86,19 +91,14 @@ class SearchSettings:
             "train-images": self.train_images,
             "dataset": self.dataset.name,
             "optimizer": self.optimizer,
+            "sampler": self.sampler,
             "seed": self.seed,
             "keep-weights": self.keep_weights,
         }
-        usual = {"study": self.dataset.study, "max-params": plain.max_params, "epochs": plain.epochs}
-        usual |= {
-            "max-macs": None,
-            "max-ram": None,
-            "train-images": None,
-            "dataset": MNIST.name,
-            "optimizer": plain.optimizer,
-            "seed": plain.seed,
-        }
-        usual |= {"keep-weights": plain.keep_weights}
+        names = ("max-params", "epochs", "optimizer", "sampler", "seed", "keep-weights")
+        usual = {name: getattr(plain, name.replace("-", "_")) for name in names}
+        usual |= {"study": self.dataset.study, "train-images": None, "dataset": MNIST.name}
+        usual |= {"max-macs": None, "max-ram": None}
         words = [word for name, v in options.items() if v != usual.get(name, "") for word in (f"--{name}", str(v))]
         switches = [f"--no-{name}" for name, on in (("prune", self.prune), ("warm-start", self.warm_start)) if not on]
         return shlex.join(["nas-mnist", "search", *words, *switches])
@@ -211,14 +211,28 @@ def leaderboard_entry(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def pruner(settings: SearchSettings) -> optuna.pruners.BasePruner:
-    """Stops a trial whose best epoch so far is in the lowest quarter of the finished trials', from epoch 6 on.
+    return RungPruner() if settings.prune else optuna.pruners.NopPruner()
 
-    Only finished trials count, the elite: half of those as good as they are would be below their median, each time it
-    is asked. A one-cycle schedule also ranks early epochs badly among good candidates; the README has the figures.
-    """
-    if not settings.prune:
-        return optuna.pruners.NopPruner()
-    return optuna.pruners.PercentilePruner(75, n_startup_trials=5, n_warmup_steps=6, n_min_trials=4)
+
+def sampler(settings: SearchSettings, seed: int) -> optuna.samplers.BaseSampler:
+    """What proposes candidates; all but ours are there to be compared with, and draw networks of the same size."""
+    ranges = space.distributions(settings.optimizer)
+    if settings.sampler == "evolution":
+        return EvolutionSampler(ranges, partial(to_candidate, settings), best_first, seed)
+    others = {"tpe": optuna.samplers.TPESampler(seed=seed, n_startup_trials=20), "random": RandomSampler(seed)}
+    with experimental():
+        return optuna.samplers.PartialFixedSampler({"fill": 1.0}, others[settings.sampler])
+
+
+def to_candidate(settings: SearchSettings, parameters: Mapping[str, Any]) -> Candidate:
+    """What the parameters denote within the budget and the limits of this search."""
+    return space.to_candidate(
+        parameters,
+        max_params=settings.max_params,
+        epochs=settings.epochs,
+        optimizer=settings.optimizer,
+        limits=settings.limits,
+    )
 
 
 def _prepare_study(settings: SearchSettings, starts: Mapping[str, Parameters] | None = None) -> None:
@@ -255,7 +269,7 @@ def _queue_starts(found: optuna.Study, settings: SearchSettings, starts: Mapping
     there = {trial.user_attrs.get("reference") for trial in trials}
     left = {n: p for n, p in _different({**references, **starts}, settings).items() if n not in there}
     for name, parameters in islice(left.items(), room):
-        found.enqueue_trial(parameters, user_attrs={"reference": name})
+        found.enqueue_trial(parameters, user_attrs={"reference": name, ORIGIN: name})
 
 
 def is_finished(found: optuna.Study) -> bool:
@@ -269,11 +283,9 @@ def is_finished(found: optuna.Study) -> bool:
 
 def _different(starts: Mapping[str, Parameters], settings: SearchSettings) -> dict[str, Parameters]:
     """The first of those that come to the same candidate, if that is within the budget."""
-    budget = {"max_params": settings.max_params, "epochs": settings.epochs, "optimizer": settings.optimizer}
-    budget["limits"] = settings.limits
     first: dict[Candidate, str] = {}
     for name, parameters in starts.items():
-        candidate = space.to_candidate(parameters, **budget)
+        candidate = to_candidate(settings, parameters)
         fits = candidate.architecture.n_parameters < settings.max_params
         if fits and settings.limits.admit(candidate.architecture):
             first.setdefault(candidate, name)
@@ -282,12 +294,11 @@ def _different(starts: Mapping[str, Parameters], settings: SearchSettings) -> di
 
 def _references(settings: SearchSettings) -> dict[str, Parameters]:
     recipe = space.reference_recipe(settings.optimizer, settings.epochs)
-    points = reference_points(settings.max_params)
-    return {name: space.to_parameters(Candidate(architecture, recipe)) for name, architecture in points.items()}
+    return reference_parameters(settings.max_params, recipe)
 
 
-def reference_points(max_params: int) -> dict[str, Architecture]:
-    """The reference systems that are points of the space, in its order of norm and ReLU.
+def reference_parameters(max_params: int, recipe: Recipe) -> dict[str, Parameters]:
+    """The reference systems that are points of the space, in its order of norm and ReLU, each with this recipe.
 
     Those over the budget are narrowed to it, and left out if that cannot be.
     """
@@ -295,12 +306,14 @@ def reference_points(max_params: int) -> dict[str, Architecture]:
     for name, system in zoo.ZOO.items():
         architecture = replace(system.architecture, norm_first=True, elementwise_dropout=False)
         try:
-            parameters = space.to_parameters(Candidate(architecture, space.reference_recipe()))
+            parameters = space.to_parameters(Candidate(architecture, recipe), max_params)
         except ArchitectureError:
             continue
-        fitting = space.to_candidate(parameters, max_params=max_params, epochs=MAX_EPOCHS).architecture
+        fitting = space.to_candidate(
+            parameters, max_params=max_params, epochs=recipe.epochs, optimizer=recipe.optimizer
+        ).architecture
         if fitting.n_parameters < max_params:
-            points[name if fitting == architecture else f"{name}, narrowed"] = fitting
+            points[name if fitting == architecture else f"{name}, narrowed"] = parameters
     return points
 
 
@@ -317,6 +330,7 @@ def _work(settings: SearchSettings, worker: Worker, send: Send) -> None:
         seed=settings.seed,
         worker=worker.index,
         pruner=pruner(settings),
+        sampler=partial(sampler, settings),
         on_outage=send,
     )
     work_off(shared, lambda trial, send: objective(trial, settings, split, device, send), send)
@@ -329,14 +343,10 @@ def objective(trial: optuna.Trial, settings: SearchSettings, split: Split, devic
     more, and for one whose loss is not finite.
     """
     parameters = space.suggest(trial, settings.optimizer)
-    candidate = space.to_candidate(
-        parameters,
-        max_params=settings.max_params,
-        epochs=settings.epochs,
-        optimizer=settings.optimizer,
-        limits=settings.limits,
-    )
+    candidate = to_candidate(settings, parameters)
     n_parameters = count_parameters(candidate.architecture)
+    if settings.sampler != "evolution" and "reference" not in trial.user_attrs:
+        trial.set_user_attr(ORIGIN, f"drawn by {settings.sampler}")
     seed = int(np.random.SeedSequence([settings.seed, trial.number]).generate_state(1)[0])
     record(trial, candidate, n_parameters, seed, device)
     if study.CONSTRAINT not in trial.constraints:  # a retried trial brings its constraint along
@@ -346,7 +356,7 @@ def objective(trial: optuna.Trial, settings: SearchSettings, split: Split, devic
         raise optuna.TrialPruned(f"over the budget of {', '.join(over)}")
     send(TrialStarted(trial.number, str(candidate.architecture), n_parameters))
     network = build(candidate.architecture, seed=seed, device=device)
-    epochs = train_and_report(trial, network, candidate.recipe, split, seed, send)
+    epochs = train_and_report(trial, network, candidate.recipe, split, seed, send, averaged_epochs=RUNGS)
     accuracy = final_accuracy([epoch.val_accuracy for epoch in epochs])
     if _is_among_the_best(accuracy, trial.study, settings.keep_weights):
         artifacts = Artifacts(trial.study, settings.storage.artifacts)

@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
@@ -17,6 +17,7 @@ from nas_mnist.errors import TrainingDiverged
 from nas_mnist.model.network import Network
 from nas_mnist.study import shared as study
 from nas_mnist.study import stored
+from nas_mnist.study.pruner import EPOCHS
 from nas_mnist.study.space import Candidate
 from nas_mnist.training.loop import EpochResult, train
 from nas_mnist.training.recipe import Recipe
@@ -75,7 +76,13 @@ def record(
 
 
 def train_and_report(
-    trial: optuna.Trial, network: Network, recipe: Recipe, split: Split, seed: int, send: Send
+    trial: optuna.Trial,
+    network: Network,
+    recipe: Recipe,
+    split: Split,
+    seed: int,
+    send: Send,
+    averaged_epochs: Collection[int] = (),
 ) -> list[EpochResult]:
     """Train to the last epoch, or until the study's pruner has seen enough; every epoch is stored as it ends.
 
@@ -83,9 +90,9 @@ def train_and_report(
     """
     epochs: list[EpochResult] = []
     try:
-        for epoch in train(network, recipe, split.train, split.val, seed=seed):
+        for epoch in train(network, recipe, split.train, split.val, seed=seed, averaged_epochs=averaged_epochs):
             epochs.append(epoch)
-            trial.set_user_attr("epochs", [asdict(e) for e in epochs])
+            trial.set_user_attr(EPOCHS, [asdict(e) for e in epochs])
             trial.set_user_attr("seconds", sum(e.train_seconds + e.val_seconds for e in epochs))
             trial.report(epoch.val_accuracy, epoch.number)
             send(EpochTrained(trial.number, epoch))

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
@@ -185,6 +187,9 @@ def any_trial(trial: FrozenTrial) -> bool:
     return True
 
 
+MakeSampler = Callable[[int], BaseSampler]  # from a seed
+
+
 class SharedStudy(optuna.Study):
     """A study that many processes work on: each trial is handed out once, and never one too many.
 
@@ -202,7 +207,8 @@ class SharedStudy(optuna.Study):
         demand: Callable[[Progress], int],
         seed: int,
         worker: int,
-        pruner,
+        pruner: BasePruner,
+        sampler: MakeSampler = lambda seed: RandomSampler(seed),
         wanted: Wanted = any_trial,
         on_outage: OnOutage = lambda event: None,
     ):
@@ -212,7 +218,7 @@ class SharedStudy(optuna.Study):
         self.waited_seconds = 0.0  # for trials of other workers, at the end
         # A seed of its own for each worker and each start, or all of them would draw the same first trials.
         entropy = np.random.SeedSequence([seed, worker, len(self.get_trials(deepcopy=False))])
-        self.sampler = optuna.samplers.TPESampler(seed=int(entropy.generate_state(1)[0]), n_startup_trials=20)
+        self.sampler = sampler(int(entropy.generate_state(1)[0]))
 
     def ask(self, fixed_distributions=None) -> optuna.Trial:
         while True:

@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial
 
 from nas_mnist.model.architecture import Architecture
 from nas_mnist.study import shared as study
+from nas_mnist.study.sampler import origin_of
 from nas_mnist.study.space import Candidate, distributions, fingerprint
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS, N_FINAL_EPOCHS, TARGET_ACCURACY
 
@@ -39,6 +40,8 @@ def trial_note(trial: FrozenTrial, drawing_url: str) -> str:
     )
     if "reference" in attributes:
         parts.append(f"Not drawn by the sampler: **{attributes['reference']}**.")
+    elif origin := origin_of(trial):
+        parts.append(f"Where it comes from: **{_plain(origin)}**.")
     return "\n\n".join([*parts, layer_table(architecture), "### Recipe", _recipe_lines(candidate)])
 
 

@@ -17,6 +17,7 @@ from nas_mnist.stages.planned import JobsBegan, JobStarted
 from nas_mnist.stages.retrain import RetrainSettings
 from nas_mnist.stages.search import SearchBegan, SearchSettings, Summary
 from nas_mnist.stages.trial import EpochTrained, TrialEnded, TrialStarted
+from nas_mnist.study.sampler import origin_of
 from nas_mnist.study.storage import Outage, OutageEnded
 from nas_mnist.training.loop import EpochResult
 from nas_mnist.workers.events import Worker, WorkerDied
@@ -281,12 +282,12 @@ def leaderboard_table(trials: tuple[FrozenTrial, ...]) -> Table:
     table.add_column("architecture", overflow="fold")
     for rank, trial in enumerate(trials, 1):
         attributes = trial.user_attrs
-        reference = f" ({attributes['reference']})" if "reference" in attributes else ""
+        origin = f" ({text})" if (text := origin_of(trial)) else ""
         table.add_row(
             str(rank),
             str(trial.number),
             f"{trial.value:.2%}",
             f"{attributes['n_parameters']:,}",
-            Text(attributes["architecture"] + reference),
+            Text(attributes["architecture"] + origin),
         )
     return table

@@ -36,6 +36,7 @@ from nas_mnist.stages.confirm import Confirmed
 from nas_mnist.stages.retrain import Retrained
 from nas_mnist.study import shared as study
 from nas_mnist.study import stored
+from nas_mnist.study.sampler import ancestors, origin_of
 from nas_mnist.study.storage import Storage
 from nas_mnist.views import study_figures as figures
 from nas_mnist.views import tables as report
@@ -52,6 +53,7 @@ class Candidate:
 
     rank: int
     trial: FrozenTrial
+    origin: str
     drawing: Markup | None  # None if the line in the database is none
     recipe: dict[str, str]
 
@@ -109,6 +111,7 @@ def page(found: optuna.Study, ranking: Sequence[Confirmed] = (), retrained: Sequ
         summary=_summary(found, identity["epochs"], ranking, retrained),
         settings=_settings(found, trials, identity),
         candidates=_candidates(trials),
+        family=_family(trials),
         front=_front(trials),
         references=[(letter, ZOO[name]) for name, letter in figures.reference_letters().items() if dataset == MNIST],
         ranking=ranking,
@@ -266,11 +269,25 @@ def _candidates(trials: Sequence[FrozenTrial]) -> list[Candidate]:
         Candidate(
             rank,
             trial,
+            origin_of(trial),
             _drawing(trial.user_attrs["architecture"]),
             report.recipe_values(stored.read(trial.user_attrs["recipe"])),
         )
         for rank, trial in enumerate(search.leaderboard(trials)[:N_BEST], 1)
     ]
+
+
+def _family(trials: Sequence[FrozenTrial]) -> list[tuple[FrozenTrial, str, str]]:
+    """The best trial and its ancestors, the first of them first: trial, what it reached, where it comes from."""
+    best = next(iter(search.leaderboard(trials)), None)
+    line = ancestors(best, trials) if best else []
+    return [(trial, _reached(trial), origin_of(trial)) for trial in line if origin_of(trial)]
+
+
+def _reached(trial: FrozenTrial) -> str:
+    if trial.state == optuna.trial.TrialState.COMPLETE:
+        return f"{trial.value:.2%}"
+    return f"stopped after epoch {len(trial.intermediate_values)}"
 
 
 def _front(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

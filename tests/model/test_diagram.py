@@ -12,7 +12,7 @@ from nas_mnist.model.zoo import ZOO
 from nas_mnist.study import space
 
 SVG = "{http://www.w3.org/2000/svg}"
-LONGEST = "c18p1 d18p1 d18p1 d18p1 M c18k1 d18p1 d18p1 d18p1 d18p1 M c18k1 d18p1 d18p1 d18p1 d18p1 G c18k1 c10k1-"
+LONGEST = "c7p1 d8p1 d9p1 d11p1 M c8k1 d12p1 d14p1 d16p1 d19p1 M c15k1 d22p1 d25p1 d30p1 d34p1 G c34k1 c10k1-"
 EXAMPLES = {name: str(ZOO[name].architecture) for name in ("step-by-step", "era1a7", "eva6s4-ultrasmall")} | {
     "longest of the space": LONGEST,
     "smallest of the space": "c2 M c2 G c10k1-",

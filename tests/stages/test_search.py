@@ -17,6 +17,7 @@ from nas_mnist.stages.trial import EpochTrained, TrialEnded, TrialStarted
 from nas_mnist.study import shared as study
 from nas_mnist.study import space
 from nas_mnist.study.ownership import OWNER, owner
+from nas_mnist.study.pruner import RungPruner
 from nas_mnist.study.storage import Storage
 from nas_mnist.workers.events import Worker
 
@@ -44,7 +45,7 @@ def ask(settings, **parameters):
 
 
 def test_objective_records_what_was_trained_and_returns_the_last_epochs(settings, few):
-    found, trial = ask(settings, convs_1=2, width_1_1=6, head="c10- G")
+    found, trial = ask(settings, convs_1=2, fill=0.1, head="c10- G")
     events = []
     value = search.objective(trial, settings, few, CPU, events.append)
     attributes = found.get_trials()[0].user_attrs
@@ -112,29 +113,18 @@ def test_loss_that_is_not_finite_prunes_with_the_reason(settings, few, monkeypat
     assert "loss was nan in epoch 1" in found.get_trials()[0].user_attrs["reason"]
 
 
-def scripted(curves, settings):
-    """Run curves of validation accuracy through the pruner, one after another; the epochs each was given."""
-    found = optuna.create_study(direction="maximize", pruner=search.pruner(settings))
-    given = []
-    for curve in curves:
-        trial = found.ask()
-        for number, accuracy in enumerate(curve, 1):
-            trial.report(accuracy, number)
-            if number < len(curve) and trial.should_prune():
-                found.tell(trial, state=TrialState.PRUNED)
-                break
-        else:
-            found.tell(trial, curve[-1])
-        given.append(number)
-    return given
+def test_pruner_can_be_switched_off(settings):
+    assert isinstance(search.pruner(settings), RungPruner)
+    assert isinstance(search.pruner(replace(settings, prune=False)), optuna.pruners.NopPruner)
 
 
-def test_pruner_stops_the_hopeless_and_never_the_best(settings):
-    good = [[0.97 + 0.002 * e + 0.0001 * i for e in range(15)] for i in range(12)]
-    hopeless = [0.90 + 0.002 * e for e in range(15)]
-    assert scripted([*good, hopeless, good[-1]], settings)[-2:] != [15, 15]
-    assert scripted([*good, hopeless, good[-1]], settings)[-1] == 15
-    assert scripted([*good, hopeless], replace(settings, prune=False))[-1] == 15
+@pytest.mark.parametrize("name", ["evolution", "tpe", "random"])
+def test_every_sampler_draws_networks_that_use_the_budget(settings, name):
+    wanted = replace(settings, sampler=name, max_params=2000)
+    found = optuna.create_study(direction="maximize", sampler=search.sampler(wanted, 0))
+    for _ in range(3):
+        drawn = search.to_candidate(wanted, space.suggest(found.ask(), wanted.optimizer)).architecture
+        assert 0.95 * 2000 < drawn.n_parameters < 2000
 
 
 def test_search_trains_exactly_the_asked_number_and_resumes(settings):
@@ -189,7 +179,7 @@ def test_no_more_reference_systems_are_queued_than_may_be_trained_and_a_later_se
         search._prepare_study(replace(settings, warm_start=True, n_trials=n_trials))
         return [trial.user_attrs["reference"] for trial in _trials(settings)]
 
-    everything = list(search.reference_points(settings.max_params))
+    everything = list(search.reference_parameters(settings.max_params, space.reference_recipe()))
     assert len(everything) > 5
     for n_trials, n_queued in ((3, 3), (3, 3), (2, 3), (5, 5), (100, None)):
         assert queued(n_trials) == everything[:n_queued]
@@ -232,17 +222,18 @@ def test_search_is_finished_when_it_has_the_trials_it_was_asked_for(n_asked, sta
 
 @pytest.mark.parametrize("max_params", [500, 1000, 5000])
 def test_reference_systems_over_the_budget_are_narrowed_to_it(max_params):
-    points = search.reference_points(max_params)
-    assert len(points) == len(search.reference_points(8000))
+    points = search.reference_parameters(max_params, space.reference_recipe())
+    assert len(points) == len(search.reference_parameters(8000, space.reference_recipe()))
     assert ("era1a7" in points) == (max_params == 5000) and "step-by-step, narrowed" in points
-    assert all(architecture.n_parameters < max_params for architecture in points.values())
-    assert max(architecture.n_parameters for architecture in points.values()) > 0.95 * max_params
-    for architecture in points.values():
-        space.to_parameters(space.Candidate(architecture, space.RECIPE))  # raises nothing: it is a point of the space
+    counts = [
+        space.to_candidate(parameters, max_params=max_params, epochs=15).architecture.n_parameters
+        for parameters in points.values()
+    ]
+    assert 0.95 * max_params < max(counts) < max_params
 
 
 def test_reference_systems_that_cannot_be_narrowed_are_left_out():
-    assert search.reference_points(100) == {}
+    assert search.reference_parameters(60, space.reference_recipe()) == {}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from nas_mnist.data.datasets import DATASETS
 from nas_mnist.errors import NasMnistError, StudyError
 from nas_mnist.stages.search import N_TRIALS, leaderboard
 from nas_mnist.study import shared as study
+from nas_mnist.study.sampler import ORIGIN, PARENT
 from nas_mnist.study.storage import Storage
 from nas_mnist.views import report as study_report
 
@@ -311,3 +312,18 @@ def test_the_page_forbids_itself_other_scripts_and_the_network(report_file, open
     assert page.evaluate("window.broken") is None
     assert page.evaluate("fetch('http://127.0.0.1:9/').then(() => 'fetched', () => 'refused')") == "refused"
     assert sum("Content Security Policy" in complaint for complaint in page.complaints) >= 2
+
+
+def test_the_best_is_told_with_the_trials_it_descends_from():
+    trials = draw_trials(40)
+    best = trials.index(leaderboard(trials)[0])
+    parent, first, *_ = (i for i, t in enumerate(trials) if t.state.name == "PRUNED" and t.intermediate_values)
+    trials[first].user_attrs[ORIGIN] = "random"
+    for child, ancestor in ((parent, first), (best, parent)):
+        change = f"mutation of trial {ancestor}: blocks 2 → 3"
+        trials[child].user_attrs |= {ORIGIN: change, PARENT: ancestor}
+    page = study_report.page(new_study(trials))
+    told = _text("<body>" + page[page.index('id="family"') :])
+    root = f"{first} stopped after epoch {len(trials[first].intermediate_values)} random"
+    end = f"{best} {trials[best].value:.2%} mutation of trial {parent}: blocks 2 → 3"
+    assert told.index(root) < told.index(end)

@@ -1,0 +1,99 @@
+from collections import Counter
+from functools import partial
+
+import numpy as np
+import optuna
+import pytest
+
+from nas_mnist.model.architecture import parse
+from nas_mnist.study import space
+from nas_mnist.study.sampler import KINDS, N_RANDOM, ORIGIN, PARENT, EvolutionSampler, difference, draw, kind, mutate
+
+RANGES = space.distributions()
+to_candidate = partial(space.to_candidate, max_params=2000, epochs=15)
+
+
+def best_first(trials):
+    return sorted((trial for trial in trials if trial.values), key=lambda trial: -trial.value)
+
+
+def search(n, seed=0, value=lambda candidate: len(candidate.architecture.layers)):
+    """A study of `n` finished trials whose value is one of their candidate."""
+    sampler = EvolutionSampler(RANGES, lambda p: to_candidate(p), best_first, seed)
+    found = optuna.create_study(direction="maximize", sampler=sampler)
+    for _ in range(n):
+        trial = found.ask()
+        found.tell(trial, value(to_candidate(space.suggest(trial))))
+    return found
+
+
+def test_draws_lie_in_their_ranges_and_use_the_budget():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        parameters = draw(RANGES, rng)
+        assert parameters.keys() == RANGES.keys() and parameters["fill"] == 1.0
+        assert all(RANGES[name]._contains(RANGES[name].to_internal_repr(value)) for name, value in parameters.items())
+
+
+def test_a_mutation_is_small_and_lies_in_the_ranges():
+    rng = np.random.default_rng(0)
+    parameters = draw(RANGES, rng)
+    for _ in range(200):
+        mutant = mutate(parameters, RANGES, rng)
+        assert sum(mutant[name] != parameters[name] for name in RANGES) <= 3
+        assert all(RANGES[name]._contains(RANGES[name].to_internal_repr(value)) for name, value in mutant.items())
+
+
+def test_a_search_begins_with_as_many_draws_of_every_kind():
+    trials = search(N_RANDOM).trials
+    assert {trial.user_attrs[ORIGIN] for trial in trials} == {"random"}
+    counts = Counter(kind(trial.params) for trial in trials)
+    assert counts.keys() == set(KINDS) and max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_then_the_best_are_mutated_and_every_proposal_says_where_it_comes_from():
+    trials = search(60).trials
+    mutants = [trial for trial in trials if PARENT in trial.user_attrs]
+    assert 0.7 * 44 < len(mutants) < 44 and any(t.user_attrs[ORIGIN] == "random" for t in trials[N_RANDOM:])
+    for trial in mutants:
+        parent = trials[trial.user_attrs[PARENT]]
+        change = difference(parent.params, trial.params)
+        assert trial.user_attrs[ORIGIN] == f"mutation of trial {parent.number}: {change}" and change
+    assert np.mean([t.value for t in trials[40:]]) > np.mean([t.value for t in trials[:N_RANDOM]])
+
+
+def test_no_candidate_is_proposed_twice():
+    """The value has few levels, so that the same few parents are mutated again and again."""
+    trials = search(80, value=lambda candidate: min(len(candidate.architecture.layers), 6)).trials
+    assert len({to_candidate(trial.params) for trial in trials}) == 80
+
+
+def test_a_parent_that_does_not_fill_the_budget_has_children_that_do():
+    reference = space.to_parameters(space.Candidate(parse("c4 c8 M c8 G c10k1-"), space.RECIPE), 2000)
+    found = optuna.create_study(
+        direction="maximize", sampler=EvolutionSampler(RANGES, lambda p: to_candidate(p), best_first, 0)
+    )
+    found.enqueue_trial(reference)
+    for _ in range(N_RANDOM + 25):
+        trial = found.ask()
+        space.suggest(trial)
+        found.tell(trial, 1.0 if trial.number == 0 else 0.0)
+    assert found.trials[0].params == reference and ORIGIN not in found.trials[0].user_attrs
+    children = [trial for trial in found.trials if trial.user_attrs.get(PARENT) == 0]
+    assert children and all(trial.params["fill"] == 1.0 for trial in children)
+
+
+def test_same_seed_same_proposals():
+    lines = [[str(to_candidate(t.params).architecture) for t in search(20, seed).trials] for seed in (1, 1, 2)]
+    assert lines[0] == lines[1] != lines[2]
+
+
+def test_difference_names_what_changed():
+    parameters = draw(RANGES, np.random.default_rng(0)) | {"blocks": 2, "growth": 1.5}
+    assert difference(parameters, parameters | {"blocks": 3, "growth": 2.0}) == "blocks 2 → 3, growth 1.5 → 2"
+
+
+@pytest.mark.parametrize("name", ["separable_1", "separable_3"])
+def test_kind_is_whether_a_block_in_use_is_separable(name):
+    parameters = {"blocks": 2, "separable_1": False, "separable_2": False, "separable_3": False} | {name: True}
+    assert kind(parameters) == (name == "separable_1", 2)
