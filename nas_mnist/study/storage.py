@@ -164,7 +164,8 @@ class Storage:
     def _connect(self, url: str, *, make_tables: bool, keep: bool) -> RDBStorage:
         """`keep` the connections to a server open between calls, as a worker wants; who only looks holds none."""
         if self.path and self.read_only:
-            engine_kwargs = {"creator": partial(connect_to_read, self.path)}
+            # Closed after each use, so that what SQLite keeps beside the file meanwhile is gone.
+            engine_kwargs = {"creator": partial(connect_to_read, self.path), "poolclass": sqlalchemy.NullPool}
         elif self.path:
             engine_kwargs = {"connect_args": {"timeout": LOCK_TIMEOUT_SECONDS}}
         else:

@@ -1,4 +1,6 @@
+import contextlib
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -145,7 +147,13 @@ def test_reader_never_breaks_a_search_that_runs(searched, server):
 
 
 def test_drawing_that_is_missing_is_drawn_again_and_its_entry_stays(searched, tmp_path):
-    copy = Storage.parse(str(shutil.copy(searched.storage.path, tmp_path / "s.db")))  # without the folder beside it
+    """As where a database was copied without the folder beside it."""
+    copy = Storage.parse(str(tmp_path / "s.db"))
+    with (
+        contextlib.closing(sqlite3.connect(searched.storage.path)) as source,
+        contextlib.closing(sqlite3.connect(copy.path)) as target,
+    ):
+        source.backup(target)
     settings = replace(searched, storage=copy)
     entries, before = files_by_trial(settings), kept_for_the_dashboard(settings)
     dashboard.publish(copy, searched.study_name, searched.data_dir)
