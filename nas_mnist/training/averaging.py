@@ -22,7 +22,7 @@ class AveragedWeights:
 
     def __init__(self, network: Network):
         self._averaged = copy.deepcopy(network)
-        self._pairs = [list(net.parameters()) for net in (self._averaged, network)]
+        self._pairs = list(zip(self._averaged.parameters(), network.parameters(), strict=True))
         self._n_updates = 0
 
     @torch.no_grad()
@@ -30,7 +30,8 @@ class AveragedWeights:
         """Take the network's present weights into the mean; to be called `N_UPDATES` times an epoch."""
         self._n_updates += 1
         share = max(1 / N_UPDATES, min(1.0, 1 / (WINDOW * self._n_updates)))
-        torch._foreach_lerp_(*self._pairs, share)
+        for mean, present in self._pairs:
+            mean.lerp_(present, share)
 
     def evaluate(self, train_images: Images, val_images: Images) -> tuple[float, float]:
         """Mean cross-entropy in nats and accuracy of the mean, its norms calibrated on training images."""
