@@ -43,7 +43,7 @@ class Conv:
     norm: bool = True
     activation: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.norm and not self.activation:
             raise ArchitectureError(
                 "a convolution with a norm needs an activation: leave out the norm or add the activation"
@@ -58,7 +58,7 @@ class Conv:
             if not low <= value <= high:
                 raise ArchitectureError(f"{name} must be {low} to {high}, not {value}")
 
-    def __str__(self):
+    def __str__(self) -> str:
         parts = ["d" if self.separable else "c", str(self.channels)]
         parts += [f"k{self.kernel}"] * (self.kernel != 3)
         parts += [f"s{self.stride}"] * (self.stride != 1)
@@ -76,7 +76,7 @@ class MaxPool:
     stride = 2
     padding = 0
 
-    def __str__(self):
+    def __str__(self) -> str:
         return "M"
 
 
@@ -84,7 +84,7 @@ class MaxPool:
 class GlobalPool:
     """The mean over the whole map: what is left is 1×1."""
 
-    def __str__(self):
+    def __str__(self) -> str:
         return "G"
 
 
@@ -136,7 +136,7 @@ class Architecture:
     dropout: float = 0.0
     elementwise_dropout: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
             raise ArchitectureError(f"dropout rate must be at least 0 and below 1, not {self.dropout:g}")
         if not self.layers:
@@ -150,7 +150,7 @@ class Architecture:
                 f"{last.channels} on {last.side}×{last.side}: end it with `G c{N_CLASSES}k1-`"
             )
 
-    def __str__(self):
+    def __str__(self) -> str:
         options = ["act-norm"] * (not self.norm_first)
         options += [f"dropout={self.dropout!r}"] * (self.dropout > 0)
         options += ["elementwise"] * self.elementwise_dropout

@@ -81,6 +81,6 @@ def affine(pixels: Tensor, matrices: Tensor, normalisation: Normalisation) -> Te
 def _affine(pixels: Tensor, matrices: Tensor, normalisation: Normalisation) -> Tensor:
     side = pixels.shape[-1]
     theta = torch.cat((matrices[..., :2], matrices[..., 2:] * (2 / side)), dim=-1)  # grid_sample counts in half sides
-    grid = F.affine_grid(theta, (len(pixels), 1, side, side), align_corners=False)
+    grid = F.affine_grid(theta, [len(pixels), 1, side, side], align_corners=False)
     images = pixels.unsqueeze(1).to(torch.float32).div_(255)
     return F.grid_sample(images, grid, align_corners=False).sub_(normalisation.mean).div_(normalisation.std)

@@ -68,7 +68,9 @@ def train(
             calibrate(network, train_images)
         trained = time.perf_counter()
         val_loss, val_accuracy = evaluate(network, val_images)
-        of_averaged = averaged.evaluate(train_images, val_images) if number in averaged_epochs else (None, None)
+        of_averaged = (
+            averaged.evaluate(train_images, val_images) if averaged and number in averaged_epochs else (None, None)
+        )
         evaluated = time.perf_counter()
         yield EpochResult(
             number,

@@ -22,7 +22,7 @@ class Recipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
     calibrated: bool = False  # batch norm's statistics are measured anew after every epoch: `calibrate`
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 2:
             raise ValueError(
                 f"a recipe needs at least 1 epoch and 2 images a batch, not {self.epochs} and {self.batch_size}"
