@@ -148,6 +148,7 @@ def test_reader_never_breaks_a_search_that_runs(searched, server):
 
 def test_drawing_that_is_missing_is_drawn_again_and_its_entry_stays(searched, tmp_path):
     """As where a database was copied without the folder beside it."""
+    dashboard.publish(searched.storage, searched.study_name, searched.data_dir)
     copy = Storage.parse(str(tmp_path / "s.db"))
     with (
         contextlib.closing(sqlite3.connect(searched.storage.path)) as source,
