@@ -167,8 +167,11 @@ def _reason(error: Exception) -> str:
 def accuracy_on_test_set(folder: Path, data_dir: Path, *, int8: bool = False) -> float:
     """The fraction of the test set that the solution in this folder gets right; with `int8` the quantised one.
 
-    Raises `SolutionError` if any file of it is missing, or not the one that was exported.
+    Raises `SolutionError` if any file of it is missing, or not the one that was exported; `MissingPackage` without
+    what runs the quantised one.
     """
+    if int8:
+        require(Extra.export)
     solution = load(folder)
     quantised = read_exported(folder, INT8) if int8 else None
     check(folder)

@@ -1,0 +1,79 @@
+"""The package as a library: what a notebook does, with real images and tiny settings."""
+
+import subprocess
+import sys
+
+import pytest
+
+import nas_mnist
+from nas_mnist.data.datasets import MNIST
+
+TINY = {"epochs": 1, "train_images": 300, "max_params": 400}
+
+
+def test_every_public_name_is_there_and_nothing_heavy_is_imported_for_it():
+    script = (
+        "import sys, nas_mnist\nassert nas_mnist.__version__\n"
+        "assert not {'torch', 'optuna', 'numpy'} & set(sys.modules), 'imported'\n"
+        "[getattr(nas_mnist, name) for name in nas_mnist.__all__]\n"
+        "assert set(nas_mnist.__all__) <= set(dir(nas_mnist))\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_name_that_is_not_public_is_no_attribute():
+    with pytest.raises(AttributeError, match="no attribute 'serch'"):
+        nas_mnist.serch  # noqa: B018
+
+
+def test_network_is_trained_in_place_and_judged_on_the_held_out_fold(data_dir):
+    network = nas_mnist.build(nas_mnist.parse("c4 M c8 G c10k1-"), seed=0)
+    recipe = nas_mnist.Recipe(epochs=1, learning_rate=0.3)
+    epochs = list(nas_mnist.train(network, recipe, train_images=3000, data_dir=data_dir))
+    assert len(epochs) == 1
+    loss, accuracy = nas_mnist.evaluate(network, data_dir=data_dir)
+    assert (loss, accuracy) == (epochs[-1].val_loss, epochs[-1].val_accuracy) and accuracy > 0.15
+
+
+@pytest.fixture(scope="module")
+def carried_away(tmp_path_factory, data_dir):
+    """The whole way from Python: what each stage returned, and where it was."""
+    folder = tmp_path_factory.mktemp("library")
+    place = {"storage": str(folder / "s.db"), "data_dir": data_dir}
+    summary = nas_mnist.search(1, warm_start=False, workers=1, **TINY, **place)
+    ranking = nas_mnist.confirm(top=1, n_folds=2, train_images=300, workers=1, **place)
+    retrained = nas_mnist.retrain(n_seeds=1, train_images=300, workers=1, **place)
+    record = nas_mnist.export(folder / "solution", **place)
+    return folder, summary, ranking, retrained, record
+
+
+def test_the_whole_way_in_python_is_that_of_the_commands(carried_away, data_dir):
+    folder, summary, ranking, retrained, record = carried_away
+    assert summary.progress.trained == 1
+    (confirmed,) = ranking
+    assert confirmed.architecture == str(retrained.candidate.architecture) == record["architecture"]
+    assert len(retrained.runs) == 1 and record["n_parameters"] < TINY["max_params"]
+    solution = nas_mnist.load_solution(folder / "solution")
+    assert nas_mnist.evaluate(solution, data_dir=data_dir)[1] == record["test_accuracy"] == retrained.runs[0].accuracy
+
+
+def test_the_same_call_goes_on_and_finds_nothing_left(carried_away, data_dir):
+    folder, summary, *_ = carried_away
+    events = []
+    again = nas_mnist.search(
+        1,
+        warm_start=False,
+        storage=str(folder / "s.db"),
+        data_dir=data_dir,
+        on_event=lambda worker, event: events.append(event),
+        **TINY,
+    )
+    assert again.progress == summary.progress and events, "told to whom was asked for it"
+
+
+def test_bad_values_are_errors_of_the_package(tmp_path):
+    with pytest.raises(nas_mnist.NasMnistError, match=f"choose one of {MNIST.name}"):
+        nas_mnist.search(1, dataset="cifar", storage=str(tmp_path / "s.db"))
+    with pytest.raises(ValueError, match="a trial or an architecture"):
+        nas_mnist.retrain(trial=1, architecture="c4 M c8 G c10k1-", storage=str(tmp_path / "s.db"))
+    assert list(tmp_path.iterdir()) == []
