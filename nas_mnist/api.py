@@ -30,20 +30,18 @@ from nas_mnist.stages import search as searching
 from nas_mnist.stages.confirm import Confirmed, ConfirmSettings
 from nas_mnist.stages.retrain import Chosen, Retrained, RetrainSettings
 from nas_mnist.stages.search import SearchSettings, Summary
-from nas_mnist.study import shared as study
+from nas_mnist.study import studies
 from nas_mnist.study.space import RECIPE, Candidate, reference_recipe
 from nas_mnist.study.storage import Storage
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
 from nas_mnist.training import evaluation, loop
 from nas_mnist.training.loop import EpochResult
 from nas_mnist.training.recipe import Recipe
-from nas_mnist.views.progress import JobDisplay, SearchDisplay
-from nas_mnist.workers.events import Worker
+from nas_mnist.views.progress import RunDisplay, SearchDisplay
+from nas_mnist.workers.events import OnWorkerEvent
 from nas_mnist.workers.local import plan_workers
 
 STORAGE = "studies/nas_mnist.db"  # as the commands have it, below the folder one stands in
-
-OnEvent = Callable[[Worker | None, Any], None]
 
 
 def train(
@@ -97,7 +95,7 @@ def search(
     data_dir: Path | str | None = None,
     workers: int | None = None,
     devices: Sequence[str] | None = None,
-    on_event: OnEvent | None = None,
+    on_event: OnWorkerEvent | None = None,
 ) -> Summary:
     """Search until the study has `n_trials` trained trials, those of earlier calls counted in.
 
@@ -134,7 +132,7 @@ def confirm(
     data_dir: Path | str | None = None,
     workers: int | None = None,
     devices: Sequence[str] | None = None,
-    on_event: OnEvent | None = None,
+    on_event: OnWorkerEvent | None = None,
 ) -> list[Confirmed]:
     """Train the best of a search again on fresh folds and seeds, and rank them by their mean accuracy there."""
     opened = Storage.parse(storage)
@@ -146,10 +144,10 @@ def confirm(
         n_seeds=n_seeds,
         train_images=train_images,
         data_dir=_folder(data_dir),
-        dataset=study.dataset_of(opened, study_name),
+        dataset=studies.dataset_of(opened, study_name),
     )
     planned = plan_workers(workers, devices)
-    with _sink(on_event, lambda: JobDisplay(_console())) as sink:
+    with _sink(on_event, lambda: RunDisplay(_console())) as sink:
         return confirming.confirm(settings, planned, sink)
 
 
@@ -165,7 +163,7 @@ def retrain(
     data_dir: Path | str | None = None,
     workers: int | None = None,
     devices: Sequence[str] | None = None,
-    on_event: OnEvent | None = None,
+    on_event: OnWorkerEvent | None = None,
 ) -> Retrained:
     """Train the confirmed winner on all training images, with `n_seeds` seeds; here it meets the test set.
 
@@ -180,10 +178,10 @@ def retrain(
         n_seeds=n_seeds,
         train_images=train_images,
         data_dir=_folder(data_dir),
-        dataset=study.dataset_of(opened, study_name),
+        dataset=studies.dataset_of(opened, study_name),
     )
     planned = plan_workers(workers, devices)
-    with _sink(on_event, lambda: JobDisplay(_console())) as sink:
+    with _sink(on_event, lambda: RunDisplay(_console())) as sink:
         return retraining.retrain(settings, planned, sink)
 
 
@@ -254,6 +252,6 @@ def _console() -> Console:
 
 
 def _sink(
-    on_event: OnEvent | None, display: Callable[[], AbstractContextManager[OnEvent]]
-) -> AbstractContextManager[OnEvent]:
+    on_event: OnWorkerEvent | None, display: Callable[[], AbstractContextManager[OnWorkerEvent]]
+) -> AbstractContextManager[OnWorkerEvent]:
     return display() if on_event is None else nullcontext(on_event)

@@ -17,10 +17,10 @@ from nas_mnist.model.zoo import MARKS, ZOO
 from nas_mnist.stages import retrain
 from nas_mnist.stages.search import SearchBegan, SearchSettings
 from nas_mnist.stages.trial import EpochTrained, TrialEnded, TrialStarted
-from nas_mnist.study import shared as study
+from nas_mnist.study import studies
+from nas_mnist.study.records import TrialRecord
 from nas_mnist.study.storage import Storage
 from nas_mnist.task import MAX_PARAMS, TARGET_ACCURACY
-from nas_mnist.training.loop import EpochResult
 from nas_mnist.views.progress import SearchDisplay
 from nas_mnist.workers.events import Worker
 
@@ -82,23 +82,23 @@ class Clock:
 
 def record_search(storage: Storage) -> Console:
     """A console in which the first trials of a real study have gone by, two more in their midst."""
-    found = study.load(storage.open(), REPLAYED)
-    trials = [trial for trial in found.get_trials(deepcopy=False) if trial.user_attrs.get("epochs")]
+    study = studies.load(storage.open(), REPLAYED)
+    trials = [trial for trial in study.get_trials(deepcopy=False) if TrialRecord.from_trial(trial).epochs]
     clock = Clock()
     console = Console(record=True, width=112, force_terminal=True, file=StringIO(), get_time=lambda: clock.seconds)
     workers = [Worker(0, "cpu"), Worker(1, "cpu")]
     display = SearchDisplay(console, SearchSettings(storage), workers, quiet=False, verbose=False)
     display(None, SearchBegan(0, None))
     for i, trial in enumerate(trials[: N_TRIALS + 2]):
-        worker, epochs = workers[i % 2], trial.user_attrs["epochs"]
-        display(worker, TrialStarted(trial.number, trial.user_attrs["architecture"], trial.user_attrs["n_parameters"]))
+        worker, record = workers[i % 2], TrialRecord.from_trial(trial)
+        display(worker, TrialStarted(trial.number, record.architecture, record.n_parameters))
         ended = i < N_TRIALS
-        for epoch in epochs if ended else epochs[: 5 + i % 2]:
-            clock.seconds += (epoch["train_seconds"] + epoch["val_seconds"]) / len(workers)
-            display(worker, EpochTrained(trial.number, EpochResult(**epoch)))
+        for epoch in record.epochs if ended else record.epochs[: 5 + i % 2]:
+            clock.seconds += (epoch.train_seconds + epoch.val_seconds) / len(workers)
+            display(worker, EpochTrained(trial.number, epoch))
         if ended:
             accuracy = trial.value if trial.state == trial.state.COMPLETE else None
-            display(worker, TrialEnded(trial.number, False, len(epochs), accuracy))
+            display(worker, TrialEnded(trial.number, False, len(record.epochs), accuracy))
     console.print(display._render())
     return console
 

@@ -9,8 +9,8 @@ import postgresql
 import pytest
 import torch
 
-from nas_mnist.data import images as data
 from nas_mnist.data.folds import search_split
+from nas_mnist.data.images import load_test, load_train
 from nas_mnist.data.unpacking import prepare
 
 torch.set_num_threads(1)
@@ -35,7 +35,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def images(data_dir):
-    return data.load_train(data_dir)
+    return load_train(data_dir)
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def retrained(data_dir, images):
     candidate = Candidate(parse("c8 M c12 M c16 G c10k1- | dropout=0.02"), Recipe(epochs=3, learning_rate=0.3))
     network = build(candidate.architecture, seed=0)
     few = search_split(images, 6000).train
-    epochs = tuple(train(network, candidate.recipe, few, data.load_test(data_dir), seed=0))
+    epochs = tuple(train(network, candidate.recipe, few, load_test(data_dir), seed=0))
     weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     return Retrained(candidate, 7, 0.95, None, (Run(0, epochs, 1.0, "CPU", "torch"),), weights)
 

@@ -18,7 +18,9 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from nas_mnist.study import shared as study
+from nas_mnist.study import studies
+from nas_mnist.study.records import TrialCounts
+from nas_mnist.study.shared import SharedStudy, requeue, until_trained
 from nas_mnist.study.storage import Storage
 from nas_mnist.workers.events import Progress, Worker
 from nas_mnist.workers.local import run_workers
@@ -44,24 +46,24 @@ def objective(folder: Path, send, trial: optuna.Trial) -> float:
 def work(storage: Storage, n_trials: int, folder: Path, hostname: str | None, worker: Worker, send) -> None:
     if hostname:
         socket.gethostname = lambda: hostname
-    shared = study.SharedStudy(
+    shared = SharedStudy(
         storage,
         "s",
-        demand=study.until_trained(n_trials),
+        n_may_start=until_trained(n_trials),
         seed=0,
         worker=worker.index,
         pruner=optuna.pruners.NopPruner(),
         on_outage=send,
     )
-    study.work_off(shared, partial(objective, folder, send))
+    shared.optimize(partial(objective, folder, send))
 
 
 def main(url: str, n_trials: str, folder: str, hostname: str | None = None) -> None:
     storage = Storage(url, HEARTBEAT_SECONDS, GRACE_SECONDS)
     workers = [Worker(0, "cpu"), Worker(1, "cpu")]
     run_workers(partial(work, storage, int(n_trials), Path(folder), hostname), workers, lambda worker, event: None)
-    study.take_back(storage, "s")
-    print(json.dumps(study.progress(study.load(storage.open(), "s").get_trials()).trained))
+    requeue(storage, "s")
+    print(json.dumps(TrialCounts.of(studies.load(storage.open(), "s").get_trials()).trained))
 
 
 def wait_for(condition, seconds=180):

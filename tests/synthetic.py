@@ -11,8 +11,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from nas_mnist.stages.confirm import Confirmed
 from nas_mnist.stages.retrain import Retrained, Run
 from nas_mnist.stages.search import SearchSettings
-from nas_mnist.study import shared as study
-from nas_mnist.study import space
+from nas_mnist.study import space, studies
+from nas_mnist.study.records import CONSTRAINT
 from nas_mnist.study.storage import Storage
 from nas_mnist.training.loop import EpochResult
 
@@ -24,10 +24,10 @@ def new_study(trials=(), name="nas-mnist", path=None, **settings) -> optuna.Stud
     """A search's study with these trials, in memory or in the SQLite file `path`, which takes its time."""
     identity = asdict(SearchSettings(Storage(""), name, **settings).identity)
     storage = Storage.parse(str(path)).open(create=True) if path else optuna.storages.InMemoryStorage()
-    study.create(storage, name, metric="validation accuracy", attributes={"identity": identity})
-    found = study.load(storage, name)
-    found.add_trials(trials)
-    return found
+    studies.create(storage, name, metric="validation accuracy", attributes={"identity": identity})
+    study = studies.load(storage, name)
+    study.add_trials(trials)
+    return study
 
 
 def draw_trials(n: int) -> list[FrozenTrial]:
@@ -68,7 +68,7 @@ def draw_trial(number: int, outcome: str = "finished", *, error: float = 0.008, 
             "worker": ["host", 100 + number % 4, 1.0],
             **({"reason": "the training loss was nan"} if outcome == "diverged" else {}),
         },
-        constraints={study.CONSTRAINT: float(n_parameters - (max_params - 1))},
+        constraints={CONSTRAINT: float(n_parameters - (max_params - 1))},
     )
     trial.datetime_start = START + number // 4 * MINUTE
     if trial.state.is_finished():

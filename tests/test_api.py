@@ -49,7 +49,7 @@ def carried_away(tmp_path_factory, data_dir):
 
 def test_the_whole_way_in_python_is_that_of_the_commands(carried_away, data_dir):
     folder, summary, ranking, retrained, record = carried_away
-    assert summary.progress.trained == 1
+    assert summary.counts.trained == 1
     (confirmed,) = ranking
     assert confirmed.architecture == str(retrained.candidate.architecture) == record["architecture"]
     assert len(retrained.runs) == 1 and record["n_parameters"] < TINY["max_params"]
@@ -68,7 +68,7 @@ def test_the_same_call_goes_on_and_finds_nothing_left(carried_away, data_dir):
         on_event=lambda worker, event: events.append(event),
         **TINY,
     )
-    assert again.progress == summary.progress and events, "told to whom was asked for it"
+    assert again.counts == summary.counts and events, "told to whom was asked for it"
 
 
 def test_bad_values_are_errors_of_the_package(tmp_path):

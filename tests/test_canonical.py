@@ -8,7 +8,8 @@ import pytest
 
 from nas_mnist.solution import predict
 from nas_mnist.stages import confirm, retrain
-from nas_mnist.study import shared as study
+from nas_mnist.study import studies
+from nas_mnist.study.records import TrialCounts
 from nas_mnist.study.storage import Storage
 from nas_mnist.task import MAX_PARAMS, TARGET_ACCURACY
 
@@ -30,7 +31,7 @@ def retrained(storage):
 
 
 def test_three_hundred_trials_were_trained_and_none_is_left(storage):
-    now = study.progress(study.load(storage.open(), "canonical").get_trials(deepcopy=False))
+    now = TrialCounts.of(studies.load(storage.open(), "canonical").get_trials(deepcopy=False))
     assert (now.trained, now.running, now.waiting) == (300, 0, 0)
 
 

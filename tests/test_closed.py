@@ -16,7 +16,7 @@ import nas_mnist
 from nas_mnist.cli import main as cli
 from nas_mnist.cli import search as search_command
 from nas_mnist.errors import shown
-from nas_mnist.study import shared as study
+from nas_mnist.study import studies
 from nas_mnist.study.storage import Storage
 
 SOURCES = sorted(Path(nas_mnist.__file__).parent.glob("**/*.py"))
@@ -89,7 +89,7 @@ class Poison:
 
 def test_no_command_that_reads_files_of_others_unpickles(solution, tmp_path):
     storage = Storage.parse(str(tmp_path / "s.db"))
-    study.create(storage.open(create=True), "nas-mnist", metric="m", attributes={})
+    studies.create(storage.open(create=True), "nas-mnist", metric="m", attributes={})
     for arguments in (["show", "--storage", storage.path], ["predict", solution, solution / "figures" / "curves.png"]):
         done = without_pickle(*arguments)
         assert done.returncode == 0, done.stderr
@@ -122,7 +122,7 @@ def test_pickle_in_the_place_of_a_file_does_nothing(solution, data_dir, tmp_path
 
 def test_dashboard_listens_on_this_machine_alone(tmp_path, unused_port):
     storage = Storage.parse(str(tmp_path / "s.db"))
-    study.create(storage.open(create=True), "nas-mnist", metric="m", attributes={})
+    studies.create(storage.open(create=True), "nas-mnist", metric="m", attributes={})
     command = [sys.executable, "-m", "nas_mnist", "dashboard", "--storage", storage.path, "--port", str(unused_port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:

@@ -23,11 +23,10 @@ from host import wait_for
 from optuna.trial import TrialState
 
 from nas_mnist import errors
-from nas_mnist.study import ownership
-from nas_mnist.study import shared as study
+from nas_mnist.study import ownership, studies
 from nas_mnist.study.artifacts import Artifacts
-from nas_mnist.study.jobs import JOB
-from nas_mnist.study.shared import SharedStudy
+from nas_mnist.study.records import PLANNED_RUN, TrialCounts
+from nas_mnist.study.shared import MAX_RETRIES, SharedStudy, _retry_history, recover, until_trained
 from nas_mnist.study.storage import LOCK_TIMEOUT_SECONDS, Storage, experimental
 from nas_mnist.workers.events import Progress, Worker, WorkerDied, WorkerFailed
 from nas_mnist.workers.local import run_workers
@@ -46,7 +45,7 @@ def storage(tmp_path):
 
 def make(path):
     storage = Storage.parse(str(path))
-    study.create(storage.open(create=True), "s", metric="m", attributes={})
+    studies.create(storage.open(create=True), "s", metric="m", attributes={})
     return storage
 
 
@@ -75,9 +74,9 @@ def _objective(trial, fault, send):
 
 def work(storage, n_trials, fault=_free, worker=TWO[0], send=lambda event: None):
     """What a worker does, of which there may be one in this process too."""
-    demand, pruner = study.until_trained(n_trials), optuna.pruners.NopPruner()
-    shared = SharedStudy(storage, "s", demand=demand, seed=0, worker=worker.index, pruner=pruner)
-    study.work_off(shared, lambda trial: _objective(trial, fault, send))
+    demand, pruner = until_trained(n_trials), optuna.pruners.NopPruner()
+    shared = SharedStudy(storage, "s", n_may_start=demand, seed=0, worker=worker.index, pruner=pruner)
+    shared.optimize(lambda trial: _objective(trial, fault, send))
 
 
 def search(storage, n_trials, fault=_free, *, workers=TWO):
@@ -92,7 +91,7 @@ def search(storage, n_trials, fault=_free, *, workers=TWO):
             )
         finally:
             with storage.lock():
-                study.recover(study.load(storage.open(), "s"))
+                recover(studies.load(storage.open(), "s"))
     return reasons
 
 
@@ -116,7 +115,7 @@ def query(storage, sql, *values):
 
 
 def trials_of(storage, name="s"):
-    return study.load(storage.open(), name).get_trials(deepcopy=False)
+    return studies.load(storage.open(), name).get_trials(deepcopy=False)
 
 
 def states(trials):
@@ -126,12 +125,12 @@ def states(trials):
 def check(storage, n_trials, name="s"):
     """Exactly the asked number, nothing left running, what failed tried again at most twice, the database sound."""
     trials = trials_of(storage, name)
-    now = study.progress(trials)
+    now = TrialCounts.of(trials)
     assert (now.trained, now.running, now.waiting) == (n_trials, 0, 0)
-    retries = {study._retry_history(trial)[-1]: trial for trial in trials if study._retry_history(trial)}
+    retries = {_retry_history(trial)[-1]: trial for trial in trials if _retry_history(trial)}
     for trial in trials:
-        assert len(study._retry_history(trial)) <= study.MAX_RETRIES
-        if trial.state == TrialState.FAIL and len(study._retry_history(trial)) < study.MAX_RETRIES:
+        assert len(_retry_history(trial)) <= MAX_RETRIES
+        if trial.state == TrialState.FAIL and len(_retry_history(trial)) < MAX_RETRIES:
             assert retries[trial.number].params.items() >= trial.params.items()
     assert query(storage, "PRAGMA integrity_check") == [("ok",)]
     return trials
@@ -192,10 +191,10 @@ def test_process_that_nobody_asked_after_is_dead(storage):
     owner = [ownership.owner()[0], process.pid, ownership._started(process.pid)]
     found, trial = ask(storage)
     trial.set_user_attr(ownership.OWNER, owner)
-    assert study.recover(found) == 0
+    assert recover(found) == 0
     process.kill()
     wait_for(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE)
-    assert study.recover(found) == 1
+    assert recover(found) == 1
     process.wait()
 
 
@@ -212,22 +211,22 @@ def test_recovery_that_is_killed_between_failing_and_queueing_is_made_up_for(sto
 
     with monkeypatch.context() as patch, contextlib.suppress(Killed):
         patch.setattr(found, step, killed)
-        study.recover(found)
+        recover(found)
     assert states(trials_of(storage)) == ("R" if step == "tell" else "F")
     for _ in range(2):
-        study.recover(found)
+        recover(found)
         assert states(trials_of(storage)) == "FW"
     work(storage, 1)
     check(storage, 1)
 
 
 def test_failed_job_that_another_trial_has_done_is_not_done_again(storage):
-    found = study.load(storage.open(), "s")
-    found._thread_local.in_optimize_loop = True
+    study = studies.load(storage.open(), "s")
+    study._thread_local.in_optimize_loop = True
     for state in (TrialState.FAIL, TrialState.COMPLETE):
-        found.enqueue_trial({}, user_attrs={JOB: {"seed": 1}})
-        found.tell(found.ask(), 1.0 if state == TrialState.COMPLETE else None, state)
-    study.recover(found)
+        study.enqueue_trial({}, user_attrs={PLANNED_RUN: {"seed": 1}})
+        study.tell(study.ask(), 1.0 if state == TrialState.COMPLETE else None, state)
+    recover(study)
     assert states(trials_of(storage)) == "FC"
 
 
@@ -237,7 +236,7 @@ def test_retry_takes_no_file_and_no_owner_along(storage):
     trial.set_user_attr("architecture", "c10k28-")
     artifacts = Artifacts(found, storage.artifacts)
     artifacts.add(trial, "weights.safetensors", b"1")
-    study.recover(found)
+    recover(found)
     _, retry = found.get_trials()
     assert retry.user_attrs == {"architecture": "c10k28-"}
     assert artifacts.of(trial) and not artifacts.of(retry)
@@ -341,10 +340,10 @@ def test_database_that_another_program_locks_for_a_while_costs_nothing(storage):
 
 def test_database_that_stays_locked_is_one_clear_line(storage, monkeypatch):
     monkeypatch.setattr("nas_mnist.study.storage.LOCK_TIMEOUT_SECONDS", 0.2)
-    found = study.load(storage.open(), "s")
+    study = studies.load(storage.open(), "s")
     with locked(storage, 60) as other:
         with pytest.raises(optuna.exceptions.StorageInternalError) as error:
-            found.set_user_attr("x", 1)
+            study.set_user_attr("x", 1)
         other.kill()
     assert errors.explain(error.value) == errors.LOCKED
 
@@ -358,7 +357,7 @@ def age_heartbeats(storage, hours):
 
 def fail_stale_trials(storage):
     with experimental():
-        optuna.storages.fail_stale_trials(study.load(storage.open(), "s"))
+        optuna.storages.fail_stale_trials(studies.load(storage.open(), "s"))
 
 
 def test_clock_that_jumps_takes_no_trial_from_a_living_worker(storage):
@@ -372,9 +371,9 @@ def test_clock_that_jumps_takes_no_trial_from_a_living_worker(storage):
 
 
 def ask(storage):
-    found = study.load(storage.open(), "s")
-    found._thread_local.in_optimize_loop = True
-    return found, found.ask()
+    study = studies.load(storage.open(), "s")
+    study._thread_local.in_optimize_loop = True
+    return study, study.ask()
 
 
 def test_trial_of_another_host_that_fell_silent_is_taken_over(storage):
@@ -382,7 +381,7 @@ def test_trial_of_another_host_that_fell_silent_is_taken_over(storage):
     found._storage.record_heartbeat(trial._trial_id)
     trial.set_user_attr(ownership.OWNER, ["elsewhere", 1, 1.0])
     fail_stale_trials(storage)
-    assert study.recover(found) == 0 and states(trials_of(storage)) == "R"
+    assert recover(found) == 0 and states(trials_of(storage)) == "R"
     age_heartbeats(storage, 1)
     work(storage, 1)
     assert states(check(storage, 1)) == "FC"
@@ -391,7 +390,7 @@ def test_trial_of_another_host_that_fell_silent_is_taken_over(storage):
 def test_trial_is_never_handed_out_without_a_heartbeat(storage):
     """Or a host that dies at that very moment would leave it running for ever."""
     pruner = optuna.pruners.NopPruner()
-    shared = SharedStudy(storage, "s", demand=lambda now: 1, seed=0, worker=0, pruner=pruner)
+    shared = SharedStudy(storage, "s", n_may_start=lambda now: 1, seed=0, worker=0, pruner=pruner)
     shared._thread_local.in_optimize_loop = True
     shared.ask()
     assert query(storage, "SELECT count(*) FROM trial_heartbeats") == [(1,)]
@@ -490,7 +489,7 @@ def test_full_disk_stops_a_search_and_it_goes_on_once_there_is_room(disk, n_byte
         finished = dict(rows)
     disk.leave(3_000_000)
     storage = make(path)
-    n_trained = study.progress(trials_of(storage)).trained
+    n_trained = TrialCounts.of(trials_of(storage)).trained
     assert n_trained == len(finished)
     work(storage, n_trained + 5)
     trials = check(storage, n_trained + 5)
@@ -551,13 +550,13 @@ def test_full_disk_leaves_no_part_of_an_export(disk, retrained, data_dir, n_byte
 def test_full_disk_leaves_no_part_of_a_figure(disk):
     from matplotlib.figure import Figure
 
-    from nas_mnist.views import tables as report
+    from nas_mnist.views import tables
 
     disk.leave(4096)
     figure = Figure(figsize=(20, 20))
     figure.subplots().plot([1, 2], [2, 1])
     with pytest.raises(OSError) as error:
-        report.save_figure(figure, disk.folder / "lr.png")
+        tables.save_figure(figure, disk.folder / "lr.png")
     assert errors.explain(error.value) == errors.FULL
     assert [path.name for path in disk.folder.iterdir()] == ["filling"]
 

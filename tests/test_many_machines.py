@@ -22,9 +22,9 @@ from postgresql import PASSWORD
 
 from nas_mnist.cli import main as cli
 from nas_mnist.errors import StudyError
-from nas_mnist.study import ownership
-from nas_mnist.study import shared as study
-from nas_mnist.study.shared import SharedStudy
+from nas_mnist.study import ownership, studies
+from nas_mnist.study.records import TrialCounts
+from nas_mnist.study.shared import SharedStudy, recover, until_trained
 from nas_mnist.study.storage import STORAGE_ERRORS, Outage, OutageEnded, Storage, _PatientConnect
 from nas_mnist.workers.events import Worker, WorkerDied
 from nas_mnist.workers.local import run_workers
@@ -37,12 +37,12 @@ QUICK += ["--trials", "2"]
 @pytest.fixture
 def storage(postgresql_server):
     storage = Storage(postgresql_server.new_database(), host.HEARTBEAT_SECONDS, host.GRACE_SECONDS)
-    study.create(storage.open(create=True), "s", metric="m", attributes={})
+    studies.create(storage.open(create=True), "s", metric="m", attributes={})
     return storage
 
 
 def trials_of(storage, name="s", states=None):
-    return study.load(storage.open(), name).get_trials(states=states)
+    return studies.load(storage.open(), name).get_trials(states=states)
 
 
 @contextlib.contextmanager
@@ -85,7 +85,7 @@ def test_host_that_is_killed_whole_loses_nothing_and_the_other_finishes(storage,
         hold.unlink()
         assert survivor.communicate(timeout=300)[0] == "10\n"
     trials = trials_of(storage)
-    now = study.progress(trials)
+    now = TrialCounts.of(trials)
     assert (now.trained, now.running, now.waiting) == (10, 0, 0)
     failed = [t for t in trials if t.state == TrialState.FAIL]
     assert [t.number for t in failed] == [t.number for t in interrupted]
@@ -107,7 +107,7 @@ def test_two_hosts_that_begin_at_once_on_an_empty_database_join_one_study(postgr
         outputs = [host.communicate(timeout=600)[0] for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], outputs
     trials = trials_of(Storage.parse(url), "nas-mnist")
-    now = study.progress(trials)
+    now = TrialCounts.of(trials)
     assert (now.trained, now.running, now.waiting, now.failed) == (4, 0, 0, 0)
 
 
@@ -130,7 +130,7 @@ def test_server_that_restarts_in_the_middle_of_trials_costs_no_trial_of_the_coun
     work = partial(host.work, patient, 8, tmp_path, None)
     run_workers(work, [Worker(0, "cpu"), Worker(1, "cpu")], restart_once)
     trials = trials_of(storage)
-    now = study.progress(trials)
+    now = TrialCounts.of(trials)
     assert (now.trained, now.running, now.waiting) == (8, 0, 0)
     assert any(isinstance(event, OutageEnded) for event in events)
     assert now.failed <= sum(isinstance(event, WorkerDied) for event in events)
@@ -157,7 +157,7 @@ def test_search_waits_for_a_server_that_restarts_and_says_so(postgresql_server, 
         assert search.wait(60) == 0, output
     assert "the storage answers again after" in output
     assert "trained      2 of 2 trials" in output and "Traceback" not in output
-    now = study.progress(trials_of(Storage.parse(url), "nas-mnist"))
+    now = TrialCounts.of(trials_of(Storage.parse(url), "nas-mnist"))
     assert (now.trained, now.running, now.waiting) == (2, 0, 0)
 
 
@@ -183,7 +183,7 @@ def test_server_that_stays_away_is_one_line_and_the_same_command_goes_on(
     assert error.count("\n") == 1 and "cannot be reached" in error and "see --storage" in error
     assert PASSWORD not in error
     assert cli.main(["search", *QUICK, "--storage", url]) == 0
-    now = study.progress(trials_of(Storage.parse(url), "nas-mnist"))
+    now = TrialCounts.of(trials_of(Storage.parse(url), "nas-mnist"))
     assert (now.trained, now.running, now.waiting) == (2, 0, 0)
 
 
@@ -206,9 +206,7 @@ def test_server_that_is_away_at_the_start_is_one_line(postgresql_server, capsys)
 def shared(storage, on_outage=lambda event: None):
     """One trial to do; the connections are closed in the end, as they are when a worker's process ends."""
     pruner = optuna.pruners.NopPruner()
-    mine = SharedStudy(
-        storage, "s", demand=study.until_trained(1), seed=0, worker=0, pruner=pruner, on_outage=on_outage
-    )
+    mine = SharedStudy(storage, "s", n_may_start=until_trained(1), seed=0, worker=0, pruner=pruner, on_outage=on_outage)
     yield mine
     mine._storage.remove_session()
     mine._storage._backend.engine.dispose()
@@ -225,7 +223,7 @@ def test_worker_tells_once_that_it_waits_and_once_that_it_goes_on(postgresql_ser
 
     with shared(storage, note) as mine:
         postgresql_server.stop()
-        study.work_off(mine, lambda trial: trial.suggest_float("x", 0, 1))
+        mine.optimize(lambda trial: trial.suggest_float("x", 0, 1))
         start.join()
     assert [type(event) for event in told] == [Outage, OutageEnded]
     assert "refused" in told[0].reason and told[0].patience_seconds == 60 and told[1].seconds > 1
@@ -302,5 +300,5 @@ def test_process_numbers_count_on_their_own_host_alone(storage):
         trial = mine.ask()
         _, pid, started = trial.user_attrs[ownership.OWNER]
         trial.set_user_attr(ownership.OWNER, ["elsewhere", pid, started - 1000])
-        assert psutil.pid_exists(pid) and study.recover(mine) == 0
+        assert psutil.pid_exists(pid) and recover(mine) == 0
     assert [t.state for t in trials_of(storage)] == [TrialState.RUNNING]

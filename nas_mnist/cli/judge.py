@@ -52,8 +52,7 @@ def _confirm(arguments) -> int:
     from rich.console import Console
 
     from nas_mnist.stages import confirm
-    from nas_mnist.views import progress as display
-    from nas_mnist.views import tables as report
+    from nas_mnist.views import progress, tables
 
     storage = storage_of(arguments)
     settings = confirm.ConfirmSettings(
@@ -67,15 +66,15 @@ def _confirm(arguments) -> int:
         dataset=dataset_of(storage, arguments.study, arguments),
     )
     workers = workers_of(arguments)
-    with display.JobDisplay(Console(stderr=arguments.json)) as show:
-        ranking = confirm.confirm(settings, workers, show)
+    with progress.RunDisplay(Console(stderr=arguments.json)) as on_event:
+        ranking = confirm.confirm(settings, workers, on_event)
     if arguments.json:
         print(json.dumps([confirmed.to_dict() for confirmed in ranking], indent=2))
         return 0
     p_value = confirm.lead(*ranking[:2]) if len(ranking) > 1 else None
     Console(highlight=False).print(
-        report.confirmation_table(ranking),
-        report.lead_line(ranking, p_value, confirm.SIGNIFICANT_P),
+        tables.confirmation_table(ranking),
+        tables.lead_line(ranking, p_value, confirm.SIGNIFICANT_P),
         sep="\n",
         crop=False,
     )
@@ -115,8 +114,7 @@ def _retrain(arguments) -> int:
 
     from nas_mnist.errors import StudyError
     from nas_mnist.stages import retrain
-    from nas_mnist.views import progress as display
-    from nas_mnist.views import tables as report
+    from nas_mnist.views import progress, tables
 
     storage = storage_of(arguments)
     settings = retrain.RetrainSettings(
@@ -133,12 +131,12 @@ def _retrain(arguments) -> int:
             f"--check judges the task, which is one of MNIST, not of {settings.dataset.name}: leave it out"
         )
     workers = workers_of(arguments)
-    with display.JobDisplay(Console(stderr=arguments.json)) as show:
-        retrained = retrain.retrain(settings, workers, show)
+    with progress.RunDisplay(Console(stderr=arguments.json)) as on_event:
+        retrained = retrain.retrain(settings, workers, on_event)
     if arguments.json:
-        print(json.dumps(report.retrained_values(retrained), indent=2, ensure_ascii=False))
+        print(json.dumps(tables.retrained_values(retrained), indent=2, ensure_ascii=False))
     else:
-        Console(highlight=False).print(report.retrained_table(retrained), report.verdict_lines(retrained), sep="\n")
+        Console(highlight=False).print(tables.retrained_table(retrained), tables.verdict_lines(retrained), sep="\n")
         print(f"next: nas-mnist export{place_of(arguments)}")
     return 1 if arguments.check and not retrained.verdict else 0
 

@@ -28,21 +28,22 @@ def _show(arguments) -> int:
     from rich.console import Console
 
     from nas_mnist.stages import search
-    from nas_mnist.study import shared as study
-    from nas_mnist.views import progress as display
+    from nas_mnist.study import studies
+    from nas_mnist.study.records import TrialCounts, leaderboard
+    from nas_mnist.views import progress
 
-    found = study.load(storage_of(arguments, read_only=True).open(), arguments.study)
-    trials = found.get_trials(deepcopy=False)
-    best = search.leaderboard(trials)[: arguments.top]
+    study = studies.load(storage_of(arguments, read_only=True).open(), arguments.study)
+    trials = study.get_trials(deepcopy=False)
+    best = leaderboard(trials)[: arguments.top]
     if arguments.json:
         print(json.dumps([search.leaderboard_entry(trial) for trial in best], indent=2))
         return 0
-    progress = study.progress(trials)
+    counts = TrialCounts.of(trials)
     console = Console()
-    console.print(display.leaderboard_table(best) if best else "no candidate has been trained to the end yet")
+    console.print(progress.leaderboard_table(best) if best else "no candidate has been trained to the end yet")
     console.print(
-        f"[dim]{progress.trained} trained, {progress.pruned} of them pruned early, {progress.over_budget} over budget, "
-        f"{progress.failed} failed, {progress.running} running",
+        f"[dim]{counts.trained} trained, {counts.pruned} of them pruned early, {counts.over_budget} over budget, "
+        f"{counts.failed} failed, {counts.running} running",
         highlight=False,
     )
     return 0
@@ -95,8 +96,8 @@ def add_report(commands) -> None:
 
 def _report(arguments) -> int:
     require(Extra.report)
-    from nas_mnist.views import report as study_report
+    from nas_mnist.views import report
 
-    path = study_report.write(storage_of(arguments, read_only=True), arguments.study, arguments.out)
+    path = report.write(storage_of(arguments, read_only=True), arguments.study, arguments.out)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, one file that any browser opens without a network")
     return 0

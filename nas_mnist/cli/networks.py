@@ -47,19 +47,19 @@ def _describe(arguments) -> int:
 
     from nas_mnist.model import zoo
     from nas_mnist.model.network import count_parameters
-    from nas_mnist.views import tables as report
+    from nas_mnist.views import tables
 
     architecture = _described_architecture(arguments)
     n_parameters = count_parameters(architecture)
     verdict = 0 if n_parameters < arguments.max_params else 1
     if arguments.json:
-        values = report.description_values(architecture, n_parameters, arguments.max_params)
+        values = tables.description_values(architecture, n_parameters, arguments.max_params)
         print(json.dumps(values, indent=2, ensure_ascii=False))
         return verdict
     console = Console(highlight=False)
-    console.print(report.description(architecture, n_parameters, arguments.max_params), crop=False)
+    console.print(tables.description(architecture, n_parameters, arguments.max_params), crop=False)
     if arguments.architecture in zoo.ZOO:
-        console.print(report.published_lines(zoo.ZOO[arguments.architecture]))
+        console.print(tables.published_lines(zoo.ZOO[arguments.architecture]))
     return verdict
 
 
@@ -71,10 +71,11 @@ def _described_architecture(arguments):
         raise ArchitectureError("describe takes one network: give a name, a notation line in quotes, or --trial N")
     if arguments.trial is None:
         return zoo.resolve(arguments.architecture)
-    from nas_mnist.study import shared as study
+    from nas_mnist.study import studies
+    from nas_mnist.study.records import TrialRecord
 
-    found = study.load(storage_of(arguments, read_only=True).open(), arguments.study)
-    return zoo.resolve(study.find_trial(found, arguments.trial).user_attrs["architecture"])
+    study = studies.load(storage_of(arguments, read_only=True).open(), arguments.study)
+    return zoo.resolve(TrialRecord.from_trial(studies.find_trial(study, arguments.trial)).architecture)
 
 
 def add_find_lr(commands) -> None:
@@ -110,22 +111,22 @@ def _find_lr(arguments) -> int:
     from rich.console import Console
     from rich.progress import track
 
-    from nas_mnist.data import images as data
     from nas_mnist.data.folds import search_split
+    from nas_mnist.data.images import load_train
     from nas_mnist.data.unpacking import prepare
     from nas_mnist.model import zoo
     from nas_mnist.study import space
     from nas_mnist.training import lr_finder
-    from nas_mnist.views import tables as report
+    from nas_mnist.views import tables
     from nas_mnist.workers.local import plan_workers
 
     architecture = zoo.resolve(arguments.architecture)
     rates = lr_finder.RateRange(arguments.lowest, arguments.highest, arguments.steps)
     if arguments.out:
-        report.check_figure_path(arguments.out)
+        tables.check_figure_path(arguments.out)
     plan_workers(1, [arguments.device])
     prepare(data_dir_of(arguments), dataset_asked(arguments))
-    images = search_split(data.load_train(data_dir_of(arguments), dataset_asked(arguments))).train
+    images = search_split(load_train(data_dir_of(arguments), dataset_asked(arguments))).train
     recipe = space.reference_recipe(arguments.optimizer)
     steps = lr_finder.range_test(architecture, recipe, images, rates, seed=arguments.seed, device=arguments.device)
     progress = Console(stderr=True)
@@ -140,13 +141,13 @@ def _find_lr(arguments) -> int:
         )
     )
     if arguments.out:
-        report.save_figure(report.rate_curve_figure(curve, str(architecture)), arguments.out)
+        tables.save_figure(tables.rate_curve_figure(curve, str(architecture)), arguments.out)
     if arguments.json:
-        print(json.dumps(report.rate_curve_values(curve), indent=2))
+        print(json.dumps(tables.rate_curve_values(curve), indent=2))
         return 0
     console = Console(highlight=False)
-    console.print(report.rate_curve_plot(curve, min(console.width, 100)))
-    console.print(report.rate_curve_lines(curve))
+    console.print(tables.rate_curve_plot(curve, min(console.width, 100)))
+    console.print(tables.rate_curve_lines(curve))
     return 0
 
 
@@ -183,8 +184,8 @@ def _baselines(arguments) -> int:
     from rich.console import Console
 
     from nas_mnist.stages import baselines
-    from nas_mnist.views import progress as display
-    from nas_mnist.views import tables as report
+    from nas_mnist.stages.planned import n_train_images
+    from nas_mnist.views import progress, tables
 
     settings = baselines.BaselineSettings(
         storage=storage_of(arguments),
@@ -197,17 +198,17 @@ def _baselines(arguments) -> int:
         dataset=dataset_asked(arguments),
     )
     workers = workers_of(arguments)
-    with display.JobDisplay(Console(stderr=arguments.json)) as show:
-        results = baselines.train_baselines(settings, workers, show)
+    with progress.RunDisplay(Console(stderr=arguments.json)) as on_event:
+        results = baselines.train_baselines(settings, workers, on_event)
     if arguments.json:
-        print(json.dumps([report.baseline_values(result) for result in results], indent=2, ensure_ascii=False))
+        print(json.dumps([tables.baseline_values(result) for result in results], indent=2, ensure_ascii=False))
         return 0
     console = Console(highlight=False)
     console.print(
-        report.baselines_table(results, settings.dataset),
-        report.baselines_note(
+        tables.baselines_table(results, settings.dataset),
+        tables.baselines_note(
             settings.recipe,
-            settings.n_train_images,
+            n_train_images(settings),
             settings.dataset,
             [result for result in results if result.training.own],
         ),

@@ -137,9 +137,9 @@ def dataset_asked(arguments):
 
 def dataset_of(storage, study_name: str, arguments):
     """That of the study; the option can only repeat it."""
-    from nas_mnist.study import shared as study
+    from nas_mnist.study import studies
 
-    return study.dataset_of(storage, study_name, DATASETS.get(arguments.dataset))
+    return studies.dataset_of(storage, study_name, DATASETS.get(arguments.dataset))
 
 
 def place_of(arguments) -> str:

@@ -107,8 +107,9 @@ def _search(arguments) -> int:
 
     from nas_mnist.model.architecture import Limits
     from nas_mnist.stages import search
-    from nas_mnist.views import progress as display
+    from nas_mnist.views import progress
     from nas_mnist.views.publisher import Publisher
+    from nas_mnist.workers.events import tee
 
     settings = search.SearchSettings(
         storage=storage_of(arguments),
@@ -131,11 +132,13 @@ def _search(arguments) -> int:
     publisher = Publisher(settings.storage, settings.study_name, settings.data_dir)
     with (
         _placed(arguments, settings.storage) as (workers, run),
-        display.SearchDisplay(console, settings, workers, quiet=arguments.quiet, verbose=arguments.verbose) as show,
+        progress.SearchDisplay(
+            console, settings, workers, quiet=arguments.quiet, verbose=arguments.verbose
+        ) as on_event,
     ):
-        summary = search.search(settings, workers, display.to_both(show, publisher), run)
+        summary = search.search(settings, workers, tee(on_event, publisher), run)
     publisher.publish()
-    display.print_summary(console, settings, summary)
+    progress.print_summary(console, settings, summary)
     console.print(f"\n{_next_steps(arguments)}", highlight=False, soft_wrap=True)
     return 0
 
@@ -153,11 +156,11 @@ def _placed(arguments, storage):
             "--devices names those of this machine; with --ray the cluster chooses: leave one of them out"
         )
     try:
-        from nas_mnist.workers import ray_cluster as ray_workers
+        from nas_mnist.workers import ray_cluster
     except ModuleNotFoundError:
         raise DeviceError("Ray is not installed: pip install 'nas-mnist[ray]'") from None
-    with ray_workers.connected(arguments.ray, storage):
-        yield ray_workers.plan_workers(arguments.workers), ray_workers.run_workers
+    with ray_cluster.connected(arguments.ray, storage):
+        yield ray_cluster.plan_workers(arguments.workers), ray_cluster.run_workers
 
 
 def _next_steps(arguments) -> str:
@@ -216,11 +219,10 @@ def _frontier(arguments) -> int:
     from rich.console import Console
 
     from nas_mnist.stages import confirm, frontier, search
-    from nas_mnist.views import progress as display
-    from nas_mnist.views import tables as report
+    from nas_mnist.views import progress, tables
 
     if arguments.out:
-        report.check_figure_path(arguments.out)
+        tables.check_figure_path(arguments.out)
     common = {
         "storage": storage_of(arguments),
         "study_name": arguments.study,
@@ -236,11 +238,11 @@ def _frontier(arguments) -> int:
     )
     workers = workers_of(arguments)
     console = Console(stderr=arguments.json, highlight=False)
-    points = frontier.frontier(settings, workers, lambda stage: display.follow(console, stage, workers))
+    points = frontier.frontier(settings, workers, lambda stage: progress.follow(console, stage, workers))
     if arguments.out:
-        report.save_figure(report.frontier_figure(points, settings.search.dataset), arguments.out)
+        tables.save_figure(tables.frontier_figure(points, settings.search.dataset), arguments.out)
     if arguments.json:
-        print(json.dumps(report.frontier_values(points), indent=2, ensure_ascii=False))
+        print(json.dumps(tables.frontier_values(points), indent=2, ensure_ascii=False))
         return 0
-    console.print(report.frontier_table(points, settings.search.dataset), crop=False)
+    console.print(tables.frontier_table(points, settings.search.dataset), crop=False)
     return 0

@@ -114,8 +114,9 @@ def _follow(console, stage, workers):
     from nas_mnist.stages.confirm import ConfirmSettings
     from nas_mnist.stages.retrain import RetrainSettings
     from nas_mnist.stages.search import SearchSettings
-    from nas_mnist.views import progress as display
+    from nas_mnist.views import progress
     from nas_mnist.views.publisher import Publisher
+    from nas_mnist.workers.events import tee
 
     number = [SearchSettings, ConfirmSettings, RetrainSettings, ExportSettings].index(type(stage)) + 1
     console.print(f"stage {number} of 4: ", end="")
@@ -123,10 +124,10 @@ def _follow(console, stage, workers):
         console.print("[bold]exporting, and checking what is exported[/]")
         yield lambda worker, event: None
         return
-    with display.follow(console, stage, workers) as show:
+    with progress.follow(console, stage, workers) as show:
         if not isinstance(stage, SearchSettings):
             yield show
             return
         publisher = Publisher(stage.storage, stage.study_name, stage.data_dir)
-        yield display.to_both(show, publisher)
+        yield tee(show, publisher)
     publisher.publish()

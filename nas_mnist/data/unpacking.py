@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -27,6 +26,7 @@ from platformdirs import user_cache_path
 from nas_mnist.data.datasets import MNIST, Dataset, Normalisation
 from nas_mnist.data.images import NORMALISATION_FILE
 from nas_mnist.errors import DataError
+from nas_mnist.files import folder_beside
 
 _PACKAGED = Path(__file__).parent / "mnist"
 _ARRAYS = tuple(f"{name}.npy" for name in ("train_images", "train_labels", "test_images", "test_labels"))
@@ -65,8 +65,7 @@ def checksums(data_dir: Path, dataset: Dataset = MNIST) -> dict[str, str]:
 
 def _unpack(dataset: Dataset, data_dir: Path, folder: Path) -> None:
     """Into a temporary folder, then renamed: a folder that exists is whole."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{dataset.name}-", dir=data_dir))
-    try:
+    with folder_beside(folder) as temporary:
         _fetch(dataset, data_dir, temporary)
         unpacked = temporary / "arrays"
         unpacked.mkdir()
@@ -78,8 +77,6 @@ def _unpack(dataset: Dataset, data_dir: Path, folder: Path) -> None:
                 (unpacked / NORMALISATION_FILE).write_text(json.dumps(asdict(measure(images))) + "\n")
         (unpacked / "md5").write_text("".join(f"{_md5(unpacked / name)}  {name}\n" for name in _files(dataset)))
         unpacked.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _fetch(dataset: Dataset, data_dir: Path, root: Path) -> None:

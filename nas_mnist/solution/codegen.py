@@ -4,17 +4,17 @@ import inspect
 
 from nas_mnist.data.datasets import MNIST, Dataset, Normalisation
 from nas_mnist.model.architecture import Architecture, Conv
-from nas_mnist.solution import preprocess as digit
+from nas_mnist.solution import preprocess
 from nas_mnist.solution.walk import Convolution, Pool, Step, walk
 
 _READING = (
-    digit.prepare,
-    digit.paper,
-    digit.centred,
-    digit.on_paper,
-    digit.read_png,
-    digit.decode_png,
-    digit.unfilter,
+    preprocess.prepare,
+    preprocess.paper,
+    preprocess.centred,
+    preprocess.on_paper,
+    preprocess.read_png,
+    preprocess.decode_png,
+    preprocess.unfilter,
 )
 
 

@@ -16,9 +16,7 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 import warnings
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -34,13 +32,14 @@ from nas_mnist.data.images import Images, load_test, load_train
 from nas_mnist.data.unpacking import checksums, prepare
 from nas_mnist.errors import BudgetError, SolutionError
 from nas_mnist.extras import Extra, require
+from nas_mnist.files import folder_beside
 from nas_mnist.model.network import Network, build, count_parameters
 from nas_mnist.solution import demo
-from nas_mnist.solution import model_card as card
 from nas_mnist.solution.codegen import generate, weight_names
+from nas_mnist.solution.model_card import model_card
 from nas_mnist.solution.predict import RECORD, WEIGHTS, onnx_logits, seal
 from nas_mnist.stages.retrain import Retrained
-from nas_mnist.study import shared as study
+from nas_mnist.study import studies
 from nas_mnist.study.storage import Storage
 from nas_mnist.task import MAX_PARAMS, TARGET_ACCURACY
 from nas_mnist.training.augmentation import augment, normalise
@@ -71,8 +70,8 @@ class Source:
     def find(storage: Storage, study_name: str) -> "Source":
         """What the storage knows of this search."""
         opened = storage.open()
-        n_trials = study.count_trained(opened, study_name)
-        identity = {} if n_trials is None else study.load(opened, study_name).user_attrs.get("identity", {})
+        n_trials = studies.count_trained(opened, study_name)
+        identity = {} if n_trials is None else studies.recorded_identity(studies.load(opened, study_name))
         return Source(str(storage), study_name, n_trials, identity)
 
 
@@ -116,25 +115,15 @@ def export(
     judged = _judge(network, load_test(data_dir, retrained.dataset))
     _check_accuracy(retrained, judged)
     try:
-        with _folder_beside(out) as temporary:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with folder_beside(out) as temporary:
+            temporary.chmod(0o755)
             record = _write(retrained, network, source, judged, data_dir, temporary, c)
             _put_in_place(temporary, out, force)
     except OSError as error:
         reason = error.strerror or error
         raise SolutionError(f"{out} cannot be written ({reason}): make room or name another with --out") from error
     return record
-
-
-@contextlib.contextmanager
-def _folder_beside(out: Path) -> Iterator[Path]:
-    """A new folder on the same disk, which is gone afterwards unless it was renamed."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write(
@@ -146,7 +135,7 @@ def _write(
     _write_figures(retrained, judged, train_images, folder / "figures")
     record = _record(retrained, source, judged, checksums(data_dir, retrained.dataset))
     record |= _write_embedded(retrained, network, train_images, judged, folder, c)
-    (folder / CARD).write_text(card.model_card(retrained, record), encoding="utf-8")
+    (folder / CARD).write_text(model_card(retrained, record), encoding="utf-8")
     page = demo.page(network, record, retrained.dataset, judged.images, judged.predictions)
     (folder / demo.PAGE).write_text(page, encoding="utf-8")
     record["sha256"] = {p.relative_to(folder).as_posix(): _sha256(p) for p in _files(folder)}

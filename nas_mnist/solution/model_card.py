@@ -11,7 +11,7 @@ from nas_mnist.stages.retrain import Retrained
 from nas_mnist.study.space import RECIPE
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
 from nas_mnist.training.recipe import Recipe
-from nas_mnist.views import tables as report
+from nas_mnist.views import tables
 
 SECTIONS = """# {title}
 
@@ -96,7 +96,7 @@ def model_card(retrained: Retrained, record: dict[str, Any]) -> str:
     architecture = retrained.candidate.architecture
     return SECTIONS.format(
         title=f"{retrained.dataset.title} with {record['n_parameters']:,} parameters",
-        verdict="  \n".join(report.verdict_lines(retrained).plain.splitlines()),
+        verdict="  \n".join(tables.verdict_lines(retrained).plain.splitlines()),
         line=record["architecture"],
         accuracy=_accuracy(retrained, record),
         opset=record["onnx"]["opset"],
@@ -106,9 +106,9 @@ def model_card(retrained: Retrained, record: dict[str, Any]) -> str:
         seeds=_seeds(retrained),
         seed=record["exported_seed"],
         log=_log(retrained),
-        modules=report.module_table(architecture).strip(),
-        fields=_plain(report.receptive_field_table(architecture)),
-        costs=_plain(report.cost_table(architecture)),
+        modules=tables.module_table(architecture).strip(),
+        fields=_plain(tables.receptive_field_table(architecture)),
+        costs=_plain(tables.cost_table(architecture)),
         recipe=_recipe(retrained.candidate.recipe),
         commands=_commands(retrained, record),
         versions=_versions(record),
@@ -170,7 +170,7 @@ class _Nowhere:
 
 def _accuracy(retrained: Retrained, record: dict[str, Any]) -> str:
     deviation = retrained.standard_deviation
-    spread = "" if deviation is None else f" ± {100 * deviation:.2f} (SD)"
+    spread = "" if deviation is None else f"{tables.plus_minus(deviation)} (SD)"
     n = len(retrained.runs)
     lost = f" ({len(retrained.diverged)} more diverged)" if retrained.diverged else ""
     return (
@@ -211,7 +211,8 @@ def _confirmed(confirmation: dict[str, Any] | None) -> str:
     if confirmation is None:
         return "It was not confirmed on fresh folds: the search's score may be partly luck."
     c = confirmation
-    spread = "" if c["standard_deviation"] is None else f" ± {100 * c['standard_deviation']:.2f} (SD)"
+    deviation = c["standard_deviation"]
+    spread = "" if deviation is None else f"{tables.plus_minus(deviation)} (SD)"
     given_up = ", and then given up" if c["given_up"] else ""
     return (
         f"Confirmed on fresh folds of the training images ({c['folds']} folds, seeds on each: {c['seeds']}{given_up}): "
@@ -221,27 +222,38 @@ def _confirmed(confirmation: dict[str, Any] | None) -> str:
 
 
 def _seeds(retrained: Retrained) -> str:
-    rows = ["| seed | last epoch | worse of the last two | seconds |", "| --- | --- | --- | --- |"]
-    rows += [
-        f"| {run.seed} | {run.accuracy:.2%} | {run.worst_of_last:.2%} | {run.seconds:.0f} |" for run in retrained.runs
-    ]
-    return "\n".join(rows)
+    header = ("seed", "last epoch", "worse of the last two", "seconds")
+    rows = [(r.seed, f"{r.accuracy:.2%}", f"{r.worst_of_last:.2%}", f"{r.seconds:.0f}") for r in retrained.runs]
+    return tables.markdown_table(header, rows, "llll")
 
 
 def _log(retrained: Retrained) -> str:
-    rows = ["| epoch | training loss | training accuracy | test loss | test accuracy | learning rate | seconds |"]
-    rows.append("| --- | --- | --- | --- | --- | --- | --- |")
-    rows += [
-        f"| {e.number} | {e.train_loss:.4f} | {e.train_accuracy:.2%} | {e.val_loss:.4f} | {e.val_accuracy:.2%} "
-        f"| {e.learning_rate:.2g} | {e.train_seconds + e.val_seconds:.1f} |"
+    header = (
+        "epoch",
+        "training loss",
+        "training accuracy",
+        "test loss",
+        "test accuracy",
+        "learning rate",
+        "seconds",
+    )
+    rows = [
+        (
+            e.number,
+            f"{e.train_loss:.4f}",
+            f"{e.train_accuracy:.2%}",
+            f"{e.val_loss:.4f}",
+            f"{e.val_accuracy:.2%}",
+            f"{e.learning_rate:.2g}",
+            f"{e.train_seconds + e.val_seconds:.1f}",
+        )
         for e in retrained.runs[0].epochs
     ]
-    return "\n".join(rows)
+    return tables.markdown_table(header, rows, "lllllll")
 
 
 def _recipe(recipe: Recipe) -> str:
-    rows = [f"| {name} | {value} |" for name, value in report.recipe_values(recipe).items()]
-    return "\n".join(["| | |", "| --- | --- |", *rows])
+    return tables.markdown_table(("", ""), tables.recipe_values(recipe).items(), "ll")
 
 
 def _commands(retrained: Retrained, record: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from nas_mnist.model.architecture import parse
 from nas_mnist.model.network import Network, build
 from nas_mnist.solution.codegen import weight_names
 from nas_mnist.solution.preprocess import on_paper
-from nas_mnist.solution.preprocess import prepare as prepare_digit
+from nas_mnist.solution.preprocess import prepare as prepare_picture
 from nas_mnist.training.augmentation import normalise
 from nas_mnist.training.evaluation import evaluate
 
@@ -52,7 +52,7 @@ class Prediction:
     """What a picture shows: the number of the class and its name. `error` says why there is neither."""
 
     path: str
-    digit: int | None = None
+    class_index: int | None = None
     label: str | None = None
     confidence: float | None = None  # probability, 0 to 1
     error: str | None = None
@@ -127,7 +127,7 @@ def predict(solution: Solution, paths: Iterable[str]) -> Iterator[Prediction]:
     dataset, as_trained = solution.dataset, asdict(solution.normalisation)
     for path in paths:
         try:
-            image = prepare_digit(_grey(path), **as_trained, side=dataset.box, by_mass=dataset.by_mass)
+            image = prepare_picture(_grey(path), **as_trained, side=dataset.box, by_mass=dataset.by_mass)
         except (OSError, ValueError) as error:
             yield Prediction(path, error=_reason(error))
             continue

@@ -18,10 +18,8 @@ from nas_mnist.stages import confirm, retrain, search
 from nas_mnist.stages.confirm import ConfirmSettings
 from nas_mnist.stages.retrain import Retrained, RetrainSettings
 from nas_mnist.stages.search import SearchSettings
-from nas_mnist.workers.events import Worker
+from nas_mnist.workers.events import OnWorkerEvent, Worker
 from nas_mnist.workers.local import run_workers
-
-OnEvent = Callable[[Worker | None, Any], None]
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ Stage = SearchSettings | ConfirmSettings | RetrainSettings | ExportSettings
 def solve(
     settings: SolveSettings,
     workers: list[Worker],
-    follow: Callable[[Stage], AbstractContextManager[OnEvent]],
+    follow: Callable[[Stage], AbstractContextManager[OnWorkerEvent]],
     run: Callable[..., None] = run_workers,
 ) -> tuple[Retrained, dict[str, Any]]:
     """Do what is left of the four stages; return the retrained winner and what its `solution.json` holds.

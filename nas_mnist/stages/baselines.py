@@ -5,10 +5,9 @@ chosen by it, and what counts is the last epoch. Each run is a trial of a study 
 repeated, and the dashboard shows them all.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -17,22 +16,20 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from nas_mnist.data.datasets import MNIST, Dataset
-from nas_mnist.data.folds import Split, search_split
-from nas_mnist.data.images import load_test, load_train
-from nas_mnist.data.unpacking import default_data_dir, prepare
+from nas_mnist.data.folds import Split
+from nas_mnist.data.unpacking import prepare
 from nas_mnist.model.network import Initialisation, build, count_parameters
 from nas_mnist.model.zoo import ZOO, ReferenceSystem, find
-from nas_mnist.stages.planned import JobStarted, Queue, run_jobs
+from nas_mnist.stages.planned import Objective, Queue, RunStarted, full_split, n_train_images, run_planned
 from nas_mnist.stages.trial import record, train_and_report
-from nas_mnist.study import shared as study
-from nas_mnist.study.jobs import job_of
+from nas_mnist.study.records import PlannedRun, TrialRecord, planned_run, write_system
 from nas_mnist.study.space import Candidate
-from nas_mnist.study.storage import Storage
 from nas_mnist.study.stored import distinctive
+from nas_mnist.study.studies import StudyRef
 from nas_mnist.task import MAX_EPOCHS, N_FINAL_EPOCHS
 from nas_mnist.training.augmentation import Augmentation
 from nas_mnist.training.recipe import Recipe
-from nas_mnist.workers.events import Send, Worker
+from nas_mnist.workers.events import OnEvent, OnWorkerEvent, Worker
 
 # One for all ten. With batch norm a maximum rate of 0.1 and one of 0.3 come out alike; without it, in lite-m1, classes
 # die at 0.2: its logits go through a ReLU, and a class whose logit is 0 on every image has no gradient to come back by.
@@ -76,36 +73,14 @@ def trainings(name: str) -> tuple[Training, ...]:
     return (common, OWN_TRAINING[name]) if name in OWN_TRAINING else (common,)
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run. A run of another line or recipe is another job, even under the same name.
-
-    `own` is what the system's own training has other than the common one; empty for the common one.
-    """
-
-    system: str
-    architecture: str
-    seed: int
-    epochs: int
-    own: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As it is stored; without `own` where it is empty, as runs were stored before any had one."""
-        return {key: value for key, value in asdict(self).items() if key != "own" or value}
-
-
-@dataclass(frozen=True)
-class BaselineSettings:
+@dataclass(frozen=True, kw_only=True)
+class BaselineSettings(StudyRef):
     """Which systems to train, how often and how long. Raises `ArchitectureError` for a name that is not in the zoo."""
 
-    storage: Storage
     study_name: str = "nas-mnist-baselines"
     names: tuple[str, ...] = tuple(ZOO)
     n_seeds: int = 1
     epochs: int = MAX_EPOCHS
-    train_images: int | None = None  # None: all
-    data_dir: Path = field(default_factory=default_data_dir)
-    dataset: Dataset = MNIST
 
     def __post_init__(self):
         for name in self.names:
@@ -120,21 +95,21 @@ class BaselineSettings:
         """What the runs of a study have in common; a study of another identity is refused."""
         recipe = distinctive(RECIPE)
         del recipe["epochs"]
-        return {"dataset": self.dataset.name, "train_images": self.n_train_images, **recipe}
+        return {"dataset": self.dataset.name, "train_images": n_train_images(self), **recipe}
 
     @property
-    def n_train_images(self) -> int:
-        return self.train_images or self.dataset.n_train_images
+    def queue(self) -> Queue:
+        """The first seed of every system, then the second: a run that is stopped early has seen them all.
 
-    @property
-    def jobs(self) -> list[Job]:
-        """The first seed of every system, then the second: a run that is stopped early has seen them all."""
-        return [
-            Job(name, str(ZOO[name].architecture), seed, self.epochs, training.own)
+        A run of another line or recipe is another run, even under the same name.
+        """
+        runs = tuple(
+            planned(ZOO[name], training, seed, self.epochs)
             for seed in range(self.n_seeds)
             for name in dict.fromkeys(self.names)
             for training in trainings(name)
-        ]
+        )
+        return Queue(self.storage, self.study_name, "test accuracy", self.identity, runs, self.epochs)
 
 
 @dataclass(frozen=True)
@@ -192,24 +167,21 @@ class BaselineResult:
 
 
 def train_baselines(
-    settings: BaselineSettings, workers: list[Worker], on_event: Callable[[Worker | None, Any], None]
+    settings: BaselineSettings, workers: list[Worker], on_event: OnWorkerEvent
 ) -> tuple[BaselineResult, ...]:
     """Train what is missing, and return what all runs of these systems have come to.
 
     Raises `KeyboardInterrupt` when stopped, finished runs kept; `StudyError` if the study is of another recipe.
     """
     prepare(settings.data_dir, settings.dataset)
-    _split(settings)
-    jobs = tuple(job.to_dict() for job in settings.jobs)
-    queue = Queue(settings.storage, settings.study_name, "test accuracy", settings.identity, jobs, settings.epochs)
-    run_jobs(queue, partial(_prepare, settings), workers, on_event)
+    full_split(settings)
+    run_planned(settings.queue, partial(_prepare, settings), workers, on_event)
     return results(settings)
 
 
 def results(settings: BaselineSettings) -> tuple[BaselineResult, ...]:
     """What is in the study of the systems asked for, trained for as many epochs; in the zoo's order."""
-    found = study.load(settings.storage.open(), settings.study_name)
-    trials = found.get_trials(deepcopy=False)
+    trials = settings.load().get_trials(deepcopy=False)
     return tuple(
         _result(ZOO[name], training, settings, trials)
         for name in ZOO
@@ -218,44 +190,37 @@ def results(settings: BaselineSettings) -> tuple[BaselineResult, ...]:
     )
 
 
+def planned(system: ReferenceSystem, training: Training, seed: int, epochs: int) -> PlannedRun:
+    """The run of a system with the common recipe, or with its own."""
+    line = str(system.architecture)
+    return PlannedRun(system=system.name, architecture=line, seed=seed, epochs=epochs, own=training.own or None)
+
+
 def _result(
     system: ReferenceSystem, training: Training, settings: BaselineSettings, trials: Iterable[FrozenTrial]
 ) -> BaselineResult:
-    job = Job(system.name, str(system.architecture), 0, settings.epochs, training.own)
-    own = [trial for trial in trials if (done := _job(trial)) and replace(done, seed=job.seed) == job]
-    runs = [
-        BaselineRun(
-            _job(trial).seed,
-            tuple(trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)),
-            **{name: trial.user_attrs[name] for name in ("seconds", "device", "versions")},
-        )
-        for trial in own
-        if trial.state == TrialState.COMPLETE
+    own = [
+        trial
+        for trial in trials
+        if (run := planned_run(trial)) and planned(system, training, run.seed, settings.epochs) == run
     ]
+    runs = [_run(trial) for trial in own if trial.state == TrialState.COMPLETE]
     n_diverged = sum(trial.state == TrialState.PRUNED for trial in own)
     runs.sort(key=lambda run: run.seed)
     training = replace(training, recipe=replace(training.recipe, epochs=settings.epochs))
     return BaselineResult(system, training, tuple(runs), n_diverged, settings.dataset)
 
 
-def _job(trial: FrozenTrial) -> Job | None:
-    job = job_of(trial)
-    return Job(**job) if job else None
+def _run(trial: FrozenTrial) -> BaselineRun:
+    record = TrialRecord.from_trial(trial)
+    accuracies = tuple(trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values))
+    return BaselineRun(planned_run(trial).seed, accuracies, record.seconds, record.device, record.versions)
 
 
-def _split(settings: BaselineSettings) -> Split:
-    """All images to train on and, instead of validation images, the test set."""
-    images = load_train(settings.data_dir, settings.dataset)
-    if settings.n_train_images != len(images):
-        images = search_split(images, settings.n_train_images).train
-    return Split(images, load_test(settings.data_dir, settings.dataset))
-
-
-def _prepare(settings: BaselineSettings, device_name: str) -> Callable[[optuna.Trial, dict[str, Any], Send], float]:
+def _prepare(settings: BaselineSettings, device_name: str) -> Objective:
     """What a worker does for each run, with the images on its device."""
     device = torch.device(device_name)
-    split = _split(settings)
-    return partial(_train, settings, Split(split.train.to(device), split.val.to(device)), device)
+    return partial(_train, settings, full_split(settings, device), device)
 
 
 def _train(
@@ -263,18 +228,15 @@ def _train(
     split: Split,
     device: torch.device,
     trial: optuna.Trial,
-    job: dict[str, Any],
-    send: Send,
+    run: PlannedRun,
+    on_event: OnEvent,
 ) -> float:
-    """One run, from its job to the test accuracy of its last epoch."""
-    job = Job(**job)
-    system = ZOO[job.system]
-    training = OWN_TRAINING[job.system] if job.own else Training(RECIPE)
-    recipe = replace(training.recipe, epochs=job.epochs)
-    record(trial, Candidate(system.architecture, recipe), count_parameters(system.architecture), job.seed, device)
-    trial.set_user_attr("system", system.name)
-    if settings.dataset == MNIST:
-        trial.set_user_attr("published_accuracy", system.published_accuracy)
-    send(JobStarted(trial.number, f"{system.name}{' (own recipe)' if job.own else ''} seed {job.seed}"))
-    network = build(system.architecture, seed=job.seed, device=device, initialisation=training.initialisation)
-    return train_and_report(trial, network, recipe, split, job.seed, send)[-1].val_accuracy
+    """One run, from its plan to the test accuracy of its last epoch."""
+    system = ZOO[run.system]
+    training = OWN_TRAINING[run.system] if run.own else Training(RECIPE)
+    recipe = replace(training.recipe, epochs=run.epochs)
+    record(trial, Candidate(system.architecture, recipe), count_parameters(system.architecture), run.seed, device)
+    write_system(trial, system.name, system.published_accuracy if settings.dataset == MNIST else None)
+    on_event(RunStarted(trial.number, f"{system.name}{' (own recipe)' if run.own else ''} seed {run.seed}"))
+    network = build(system.architecture, seed=run.seed, device=device, initialisation=training.initialisation)
+    return train_and_report(trial, network, recipe, split, run.seed, on_event)[-1].val_accuracy

@@ -5,10 +5,8 @@ hopelessly behind the best is given up by a paired test (Optuna's WilcoxonPruner
 diverges, which counts as an accuracy of 0.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -18,40 +16,45 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import wilcoxon
 
-from nas_mnist.data.datasets import MNIST, Dataset
 from nas_mnist.data.folds import CONFIRM_PARTITION, check_number, fold, n_fold_images, spread
 from nas_mnist.data.images import Images, load_train
-from nas_mnist.data.unpacking import default_data_dir, prepare
+from nas_mnist.data.unpacking import prepare
 from nas_mnist.errors import StudyError, TrainingDiverged
 from nas_mnist.model.network import build, count_parameters
-from nas_mnist.stages import search
-from nas_mnist.stages.planned import JobStarted, Objective, Queue, run_jobs
+from nas_mnist.stages.planned import Objective, Queue, RunStarted, run_planned
 from nas_mnist.stages.trial import EpochTrained, record
-from nas_mnist.study import shared as study
-from nas_mnist.study.jobs import Job, job_of
+from nas_mnist.study import studies
+from nas_mnist.study.records import (
+    PlannedRun,
+    TrialRecord,
+    leaderboard,
+    planned_run,
+    write_accuracies,
+    write_pairs,
+    write_reason,
+)
 from nas_mnist.study.space import Candidate
-from nas_mnist.study.storage import Storage, experimental
+from nas_mnist.study.storage import experimental
+from nas_mnist.study.studies import StudyRef
 from nas_mnist.training.evaluation import final_accuracy
 from nas_mnist.training.loop import train
-from nas_mnist.workers.events import Send, Worker
+from nas_mnist.workers.events import OnEvent, OnWorkerEvent, Worker
 
 GIVE_UP_P = 0.1  # one-sided: a candidate that is behind the best with less doubt than this is given up
 PAIRS_BEFORE_GIVING_UP = 3
 SIGNIFICANT_P = 0.05
 
 
-@dataclass(frozen=True)
-class ConfirmSettings:
-    """Which candidates to confirm and how thoroughly; kept in `<study>-confirm`, beside the search."""
+@dataclass(frozen=True, kw_only=True)
+class ConfirmSettings(StudyRef):
+    """Which candidates to confirm and how thoroughly; kept in `<study>-confirm`, beside the search.
 
-    storage: Storage
-    study_name: str = "nas-mnist"
+    The study is the search; `train_images` are of each fold.
+    """
+
     top: int = 8
     n_folds: int = 6
     n_seeds: int = 1
-    train_images: int | None = None  # of each fold, for a quick look; None: all
-    data_dir: Path = field(default_factory=default_data_dir)
-    dataset: Dataset = MNIST  # that of the search
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -97,18 +100,16 @@ class Confirmed:
         return asdict(self) | {"accuracies": list(self.accuracies)} | derived
 
 
-def confirm(
-    settings: ConfirmSettings, workers: list[Worker], on_event: Callable[[Worker | None, Any], None]
-) -> list[Confirmed]:
+def confirm(settings: ConfirmSettings, workers: list[Worker], on_event: OnWorkerEvent) -> list[Confirmed]:
     """Train the best candidates on every pair that is missing, and rank them by their mean.
 
     Raises `StudyError` if the search has no finished candidate or is of another dataset, or if it was confirmed with
     other folds; `DataError` for more images than a fold has. Nothing is written then.
     """
     check_train_images(settings)
-    found = study.load(settings.storage.open(), settings.study_name)
-    study.dataset_of(settings.storage, settings.study_name, settings.dataset)
-    best = search.leaderboard(found.get_trials(deepcopy=False))[: settings.top]
+    study = settings.load()
+    studies.dataset_of(settings.storage, settings.study_name, settings.dataset)
+    best = leaderboard(study.get_trials(deepcopy=False))[: settings.top]
     if not best:
         raise StudyError(
             f"study {settings.study_name!r} has no finished candidate to confirm: run `nas-mnist search` first"
@@ -116,7 +117,7 @@ def confirm(
     prepare(settings.data_dir, settings.dataset)
     with experimental():
         pruner = optuna.pruners.WilcoxonPruner(p_threshold=GIVE_UP_P, n_startup_steps=PAIRS_BEFORE_GIVING_UP)
-    run_jobs(_queue(settings, best), partial(_prepare, settings), workers, on_event, pruner=pruner)
+    run_planned(_queue(settings, best), partial(_prepare, settings), workers, on_event, pruner=pruner)
     return ranking(settings.storage.open(), settings.study_name)
 
 
@@ -129,9 +130,9 @@ def check_train_images(settings: ConfirmSettings) -> None:
 def ranking(storage: RDBStorage, study_name: str) -> list[Confirmed]:
     """All confirmed candidates of a search, the best mean first and those given up behind; empty if there are none."""
     name = f"{study_name}-confirm"
-    if name not in study.names(storage):
+    if name not in studies.names(storage):
         return []
-    trials = study.load(storage, name).get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    trials = studies.load(storage, name).get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     return sorted((_confirmed(trial) for trial in trials), key=lambda c: (c.given_up, -c.mean))
 
 
@@ -146,13 +147,8 @@ def lead(first: Confirmed, second: Confirmed) -> float | None:
 
 
 def _queue(settings: ConfirmSettings, best: tuple[FrozenTrial, ...]) -> Queue:
-    jobs = tuple(
-        {
-            "trial": trial.number,
-            "search_score": trial.value,
-            "candidate": Candidate.from_dict(trial.user_attrs),
-        }
-        for trial in best
+    runs = tuple(
+        PlannedRun(trial=t.number, search_score=t.value, candidate=TrialRecord.from_trial(t).candidate) for t in best
     )
     identity = {
         "dataset": settings.dataset.name,
@@ -163,21 +159,21 @@ def _queue(settings: ConfirmSettings, best: tuple[FrozenTrial, ...]) -> Queue:
     }
     if settings.train_images is not None:  # before there was this selection more were trained on than were recorded
         identity["selection"] = "evenly spread"
-    n_epochs = len(settings.pairs) * max(job["candidate"].recipe.epochs for job in jobs)
+    n_epochs = len(settings.pairs) * max(run.candidate.recipe.epochs for run in runs)
     name = f"{settings.study_name}-confirm"
-    return Queue(settings.storage, name, "mean validation accuracy", identity, jobs, n_epochs)
+    return Queue(settings.storage, name, "mean validation accuracy", identity, runs, n_epochs)
 
 
 def _confirmed(trial: FrozenTrial) -> Confirmed:
-    job, attributes = job_of(trial), trial.user_attrs
+    run, record = planned_run(trial), TrialRecord.from_trial(trial)
     return Confirmed(
-        trial=job["trial"],
-        architecture=attributes["architecture"],
-        n_parameters=attributes["n_parameters"],
-        search_score=job["search_score"],
-        accuracies=tuple(attributes["accuracies"]),
-        folds=attributes["folds"],
-        seeds=attributes["seeds"],
+        trial=run.trial,
+        architecture=record.architecture,
+        n_parameters=record.n_parameters,
+        search_score=run.search_score,
+        accuracies=record.accuracies,
+        folds=record.folds,
+        seeds=record.seeds,
         given_up=trial.state == TrialState.PRUNED,
     )
 
@@ -188,24 +184,28 @@ def _prepare(settings: ConfirmSettings, device_name: str) -> Objective:
 
 
 def _train(
-    settings: ConfirmSettings, images: Images, device: torch.device, trial: optuna.Trial, job: Job, send: Send
+    settings: ConfirmSettings,
+    images: Images,
+    device: torch.device,
+    trial: optuna.Trial,
+    run: PlannedRun,
+    on_event: OnEvent,
 ) -> float:
     """One candidate on every pair; a retried trial brings the accuracies of the pairs it had finished along."""
-    candidate = job["candidate"]
+    candidate = run.candidate
     record(trial, candidate, count_parameters(candidate.architecture), None, device)
-    trial.set_user_attr("folds", settings.n_folds)
-    trial.set_user_attr("seeds", settings.n_seeds)
-    accuracies: list[float] = list(trial.user_attrs.get("accuracies", []))
+    write_pairs(trial, settings.n_folds, settings.n_seeds)
+    accuracies = list(TrialRecord.from_trial(trial).accuracies)
     for step, (number, seed) in enumerate(settings.pairs):
-        send(JobStarted(trial.number, f"trial {job['trial']}, fold {number + 1}, seed {seed}"))
+        on_event(RunStarted(trial.number, f"trial {run.trial}, fold {number + 1}, seed {seed}"))
         if step == len(accuracies):
             try:
-                accuracies.append(_train_pair(settings, candidate, images, number, seed, trial.number, send))
+                accuracies.append(_train_pair(settings, candidate, images, number, seed, trial.number, on_event))
             except TrainingDiverged as error:
-                trial.set_user_attr("accuracies", [*accuracies, 0.0])
-                trial.set_user_attr("reason", str(error))
+                write_accuracies(trial, [*accuracies, 0.0])
+                write_reason(trial, str(error))
                 raise optuna.TrialPruned(str(error)) from None
-            trial.set_user_attr("accuracies", accuracies)
+            write_accuracies(trial, accuracies)
         trial.report(accuracies[step], step)
         if step + 1 < len(settings.pairs) and trial.should_prune():
             raise optuna.TrialPruned("behind the best candidate")
@@ -213,7 +213,13 @@ def _train(
 
 
 def _train_pair(
-    settings: ConfirmSettings, candidate: Candidate, images: Images, number: int, seed: int, trial: int, send: Send
+    settings: ConfirmSettings,
+    candidate: Candidate,
+    images: Images,
+    number: int,
+    seed: int,
+    trial: int,
+    on_event: OnEvent,
 ) -> float:
     """The objective of the search on one fold: the mean validation accuracy of the last two epochs."""
     split = fold(images, number, partition=CONFIRM_PARTITION, n_folds=settings.n_folds)
@@ -222,5 +228,5 @@ def _train_pair(
     val_accuracies = []
     for epoch in train(network, candidate.recipe, train_images, split.val, seed=seed):
         val_accuracies.append(epoch.val_accuracy)
-        send(EpochTrained(trial, epoch))
+        on_event(EpochTrained(trial, epoch))
     return final_accuracy(val_accuracies)

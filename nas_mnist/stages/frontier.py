@@ -8,21 +8,18 @@ small budget yields also competes under the larger ones.
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from nas_mnist.model.architecture import parse
 from nas_mnist.stages import confirm, search
 from nas_mnist.stages.confirm import Confirmed, ConfirmSettings
 from nas_mnist.stages.search import SearchSettings
-from nas_mnist.study import shared as study
+from nas_mnist.study import studies
 from nas_mnist.study.space import Parameters
-from nas_mnist.workers.events import Worker
+from nas_mnist.workers.events import OnWorkerEvent, Worker
 from nas_mnist.workers.local import run_workers
 
 SIZES = {"params": "parameters", "macs": "multiply-adds", "ram": "bytes of RAM in int8"}  # what a budget can be of
 N_HANDED_DOWN = 2  # from each budget to the next
-
-OnEvent = Callable[[Worker | None, Any], None]
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ class Best:
 def frontier(
     settings: FrontierSettings,
     workers: list[Worker],
-    follow: Callable[[SearchSettings | ConfirmSettings], AbstractContextManager[OnEvent]],
+    follow: Callable[[SearchSettings | ConfirmSettings], AbstractContextManager[OnWorkerEvent]],
     run: Callable[..., None] = run_workers,
 ) -> list[Best]:
     """Search and confirm under each budget what is missing, and return the best under each, the smallest first.
@@ -103,7 +100,7 @@ def frontier(
 
 
 def _hand_down(searched: SearchSettings, best: list[Confirmed]) -> dict[str, Parameters]:
-    trials = study.load(searched.storage.open(), searched.study_name).get_trials(deepcopy=False)
+    trials = searched.load().get_trials(deepcopy=False)
     return {f"trial {c.trial} of study {searched.study_name}": trials[c.trial].params | {"fill": 1.0} for c in best}
 
 
@@ -116,5 +113,5 @@ def best_under(budget: int, found: Iterable[Best]) -> Best | None:
 
 def _own_budget(settings: SearchSettings) -> int:
     """That of the study of this name if it is there, else the one asked for."""
-    identity = study.identity_of(settings.storage, settings.study_name) or {}
+    identity = studies.identity_of(settings.storage, settings.study_name) or {}
     return identity.get("max_params", settings.max_params)

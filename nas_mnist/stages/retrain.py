@@ -4,10 +4,8 @@ The test set is evaluated after every epoch for the record. What counts is the l
 weights that are exported are those of the first seed, not of the best.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -18,22 +16,22 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
 from nas_mnist.data.datasets import MNIST, Dataset
-from nas_mnist.data.folds import Split, search_split
-from nas_mnist.data.images import load_test, load_train
-from nas_mnist.data.unpacking import default_data_dir, prepare
+from nas_mnist.data.folds import Split
+from nas_mnist.data.unpacking import prepare
 from nas_mnist.errors import BudgetError, StudyError
 from nas_mnist.model.network import build, count_parameters
 from nas_mnist.stages import confirm
-from nas_mnist.stages.planned import FINISHED, JobStarted, Objective, Queue, run_jobs
+from nas_mnist.stages.planned import FINISHED, Objective, Queue, RunStarted, full_split, n_train_images, run_planned
 from nas_mnist.stages.trial import record, train_and_report
-from nas_mnist.study import shared as study
+from nas_mnist.study import studies
 from nas_mnist.study.artifacts import Artifacts
-from nas_mnist.study.jobs import Job, job_of
+from nas_mnist.study.records import PlannedRun, TrialRecord, planned_run, write_chosen
 from nas_mnist.study.space import Candidate
 from nas_mnist.study.storage import Storage
+from nas_mnist.study.studies import StudyRef
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS, N_FINAL_EPOCHS, TARGET_ACCURACY
 from nas_mnist.training.loop import EpochResult
-from nas_mnist.workers.events import Send, Worker
+from nas_mnist.workers.events import OnEvent, OnWorkerEvent, Worker
 
 
 @dataclass(frozen=True)
@@ -140,32 +138,23 @@ class Chosen:
         return "architecture" if self.trial is None else f"trial {self.trial}"
 
 
-@dataclass(frozen=True)
-class RetrainSettings:
+@dataclass(frozen=True, kw_only=True)
+class RetrainSettings(StudyRef):
     """What to retrain, how often, and where the results are kept: in `<study>-retrain`, beside the search."""
 
-    storage: Storage
     chosen: Chosen
-    study_name: str = "nas-mnist"
     n_seeds: int = 5
-    train_images: int | None = None  # None: all
-    data_dir: Path = field(default_factory=default_data_dir)
-    dataset: Dataset = MNIST  # that of the search
 
     @property
     def retrain_study(self) -> str:
         return f"{self.study_name}-retrain"
 
     @property
-    def n_train_images(self) -> int:
-        return self.train_images or self.dataset.n_train_images
-
-    @property
     def queue(self) -> Queue:
         candidate = self.chosen.candidate
-        jobs = tuple({"candidate": candidate, "seed": seed} for seed in range(self.n_seeds))
-        identity = {"dataset": self.dataset.name, "train_images": self.n_train_images}
-        return Queue(self.storage, self.retrain_study, "test accuracy", identity, jobs, candidate.recipe.epochs)
+        runs = tuple(PlannedRun(candidate=candidate, seed=seed) for seed in range(self.n_seeds))
+        identity = {"dataset": self.dataset.name, "train_images": n_train_images(self)}
+        return Queue(self.storage, self.retrain_study, "test accuracy", identity, runs, candidate.recipe.epochs)
 
 
 def choose(storage: Storage, study_name: str, trial: int | None = None) -> Chosen:
@@ -174,7 +163,7 @@ def choose(storage: Storage, study_name: str, trial: int | None = None) -> Chose
     Raises `StudyError` if there is neither.
     """
     opened = storage.open()
-    found = study.load(opened, study_name)
+    study = studies.load(opened, study_name)
     ranking = confirm.ranking(opened, study_name)
     if trial is None:
         if not ranking or ranking[0].given_up:
@@ -183,18 +172,16 @@ def choose(storage: Storage, study_name: str, trial: int | None = None) -> Chose
             )
         trial = ranking[0].trial
     confirmed = next((c for c in ranking if c.trial == trial), None)
-    frozen = study.find_trial(found, trial)
+    frozen = studies.find_trial(study, trial)
     return Chosen(
-        Candidate.from_dict(frozen.user_attrs),
+        TrialRecord.from_trial(frozen).candidate,
         trial,
         frozen.value if frozen.state == TrialState.COMPLETE else None,
         confirmed.to_dict() if confirmed else None,
     )
 
 
-def retrain(
-    settings: RetrainSettings, workers: list[Worker], on_event: Callable[[Worker | None, Any], None]
-) -> Retrained:
+def retrain(settings: RetrainSettings, workers: list[Worker], on_event: OnWorkerEvent) -> Retrained:
     """Train the missing seeds and return what all of them have come to.
 
     Raises `BudgetError` for a network over the budget of the task, `StudyError` for another dataset than that of the
@@ -205,10 +192,10 @@ def retrain(
         raise BudgetError(
             f"architecture has {n_parameters:,} parameters; the limit is {MAX_PARAMS - 1:,}: reduce a width or a block"
         )
-    study.dataset_of(settings.storage, settings.study_name, settings.dataset)
+    studies.dataset_of(settings.storage, settings.study_name, settings.dataset)
     prepare(settings.data_dir, settings.dataset)
-    _split(settings)
-    run_jobs(settings.queue, partial(_prepare, settings), workers, on_event)
+    full_split(settings)
+    run_planned(settings.queue, partial(_prepare, settings), workers, on_event)
     return load(settings.storage, settings.study_name, settings.chosen)
 
 
@@ -219,41 +206,41 @@ def load(storage: Storage, study_name: str, chosen: Chosen | None = None) -> Ret
     """
     opened = storage.open()
     name = f"{study_name}-retrain"
-    if name not in study.names(opened):
+    if name not in studies.names(opened):
         raise StudyError(f"nothing of study {study_name!r} has been retrained: run `nas-mnist retrain` first")
-    found = study.load(opened, name)
-    ended = found.get_trials(deepcopy=False, states=FINISHED)
+    study = studies.load(opened, name)
+    ended = study.get_trials(deepcopy=False, states=FINISHED)
     chosen = chosen or _last_chosen(ended)
     own = _trials_of(chosen, ended) if chosen else []
     complete = [trial for trial in own if trial.state == TrialState.COMPLETE]
     if not complete:
         raise _nothing_retrained(chosen, own)
-    return _retrained(found, chosen, own, _read_weights(storage, found, complete[0]))
+    return _retrained(study, chosen, own, _read_weights(storage, study, complete[0]))
 
 
 def results(opened: RDBStorage, study_name: str) -> list[Retrained]:
     """Every candidate that was retrained, the last one first, without weights; those that always diverged left out."""
     name = f"{study_name}-retrain"
-    if name not in study.names(opened):
+    if name not in studies.names(opened):
         return []
-    found = study.load(opened, name)
-    left, all_results = found.get_trials(deepcopy=False, states=FINISHED), []
+    study = studies.load(opened, name)
+    left, all_results = study.get_trials(deepcopy=False, states=FINISHED), []
     while left:
         chosen = _last_chosen(left)
         own = _trials_of(chosen, left)
         if any(trial.state == TrialState.COMPLETE for trial in own):
-            all_results.append(_retrained(found, chosen, own, {}))
+            all_results.append(_retrained(study, chosen, own, {}))
         left = [trial for trial in left if trial not in own]
     return all_results
 
 
 def _trials_of(chosen: Chosen, ended: list[FrozenTrial]) -> list[FrozenTrial]:
     """Those of one candidate, by seed."""
-    own = [trial for trial in ended if job_of(trial)["candidate"] == chosen.candidate]
-    return sorted(own, key=lambda trial: job_of(trial)["seed"])
+    own = [trial for trial in ended if planned_run(trial).candidate == chosen.candidate]
+    return sorted(own, key=lambda trial: planned_run(trial).seed)
 
 
-def _retrained(found: optuna.Study, chosen: Chosen, own: list[FrozenTrial], weights: dict[str, Tensor]) -> Retrained:
+def _retrained(study: optuna.Study, chosen: Chosen, own: list[FrozenTrial], weights: dict[str, Tensor]) -> Retrained:
     return Retrained(
         chosen.candidate,
         chosen.trial,
@@ -261,9 +248,9 @@ def _retrained(found: optuna.Study, chosen: Chosen, own: list[FrozenTrial], weig
         chosen.confirmation,
         tuple(_run(trial) for trial in own if trial.state == TrialState.COMPLETE),
         weights,
-        tuple(job_of(trial)["seed"] for trial in own if trial.state != TrialState.COMPLETE),
-        found.user_attrs["identity"]["train_images"],
-        study.recorded_dataset(found.user_attrs["identity"]),
+        tuple(planned_run(trial).seed for trial in own if trial.state != TrialState.COMPLETE),
+        studies.recorded_identity(study)["train_images"],
+        studies.recorded_dataset(studies.recorded_identity(study)),
     )
 
 
@@ -278,48 +265,43 @@ def _last_chosen(ended: list[FrozenTrial]) -> Chosen | None:
     if not ended:
         return None
     last = max(ended, key=lambda trial: trial.number)  # not by its time: the clock may have been set
-    return Chosen(job_of(last)["candidate"], **last.user_attrs.get("chosen", {}))
+    return Chosen(planned_run(last).candidate, **TrialRecord.from_trial(last).chosen or {})
 
 
 def _run(trial: FrozenTrial) -> Run:
-    attributes = trial.user_attrs
-    epochs = tuple(EpochResult(**epoch) for epoch in attributes["epochs"])
-    return Run(job_of(trial)["seed"], epochs, attributes["seconds"], attributes["device"], attributes["versions"])
-
-
-def _split(settings: RetrainSettings) -> Split:
-    """All training images, and in the place of validation images the test set."""
-    images = load_train(settings.data_dir, settings.dataset)
-    if settings.n_train_images != len(images):
-        images = search_split(images, settings.n_train_images).train
-    return Split(images, load_test(settings.data_dir, settings.dataset))
+    record = TrialRecord.from_trial(trial)
+    return Run(planned_run(trial).seed, record.epochs, record.seconds, record.device, record.versions)
 
 
 def _prepare(settings: RetrainSettings, device_name: str) -> Objective:
     device = torch.device(device_name)
-    split = _split(settings)
-    return partial(_train, settings, Split(split.train.to(device), split.val.to(device)), device)
+    return partial(_train, settings, full_split(settings, device), device)
 
 
 def _train(
-    settings: RetrainSettings, split: Split, device: torch.device, trial: optuna.Trial, job: Job, send: Send
+    settings: RetrainSettings,
+    split: Split,
+    device: torch.device,
+    trial: optuna.Trial,
+    run: PlannedRun,
+    on_event: OnEvent,
 ) -> float:
-    """One seed, from its job to the test accuracy of its last epoch; the weights are kept with the trial."""
-    candidate, seed = job["candidate"], job["seed"]
+    """One seed, from its plan to the test accuracy of its last epoch; the weights are kept with the trial."""
+    candidate, seed = run.candidate, run.seed
     record(trial, candidate, count_parameters(candidate.architecture), seed, device)
     chosen = settings.chosen
     if chosen.candidate == candidate:  # it may be a run of another one that was stopped, with a history of its own
         history = {"trial": chosen.trial, "search_score": chosen.search_score, "confirmation": chosen.confirmation}
-        trial.set_user_attr("chosen", history)
-    send(JobStarted(trial.number, f"seed {seed}"))
+        write_chosen(trial, history)
+    on_event(RunStarted(trial.number, f"seed {seed}"))
     network = build(candidate.architecture, seed=seed, device=device)
-    epochs = train_and_report(trial, network, candidate.recipe, split, seed, send)
+    epochs = train_and_report(trial, network, candidate.recipe, split, seed, on_event)
     Artifacts(trial.study, settings.storage.artifacts).add_weights(trial, network)
     return epochs[-1].val_accuracy
 
 
-def _read_weights(storage: Storage, found: optuna.Study, trial: FrozenTrial) -> dict[str, Tensor]:
-    weights = Artifacts(found, storage.artifacts).weights_of(trial)
+def _read_weights(storage: Storage, study: optuna.Study, trial: FrozenTrial) -> dict[str, Tensor]:
+    weights = Artifacts(study, storage.artifacts).weights_of(trial)
     if weights is None:
         raise StudyError(f"trial {trial.number} has no weights: run `nas-mnist retrain` again")
     return weights

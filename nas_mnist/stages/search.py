@@ -3,38 +3,33 @@
 import shlex
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import optuna
 import torch
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial
 
-from nas_mnist.data.datasets import MNIST, Dataset
+from nas_mnist.data.datasets import MNIST
 from nas_mnist.data.folds import N_FOLDS, SEARCH_PARTITION, Split, n_search_images, search_split
 from nas_mnist.data.images import load_train
-from nas_mnist.data.unpacking import default_data_dir, prepare
+from nas_mnist.data.unpacking import prepare
 from nas_mnist.errors import ArchitectureError, BudgetError
 from nas_mnist.model import zoo
 from nas_mnist.model.architecture import NO_LIMITS, Architecture, Limits
-from nas_mnist.model.network import build, count_parameters
-from nas_mnist.stages.trial import TrialStarted, WorkerDone, record, train_and_report, work_off
-from nas_mnist.study import shared as study
-from nas_mnist.study import space
-from nas_mnist.study.artifacts import Artifacts
-from nas_mnist.study.pruner import RUNGS, RungPruner, best_first
-from nas_mnist.study.sampler import ORIGIN, EvolutionSampler
+from nas_mnist.stages.trial import TrialSettings, WorkerDone, objective, to_candidate, work_off
+from nas_mnist.study import space, studies
+from nas_mnist.study.pruner import RungPruner, best_first
+from nas_mnist.study.records import TrialCounts, TrialRecord, is_trained, leaderboard, warm_start_attributes
+from nas_mnist.study.sampler import EvolutionSampler
+from nas_mnist.study.shared import SharedStudy, recover, requeue, until_trained
 from nas_mnist.study.space import Candidate, Parameters
-from nas_mnist.study.storage import Storage, experimental
-from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
-from nas_mnist.training.evaluation import final_accuracy, find_mistakes
+from nas_mnist.study.storage import experimental
 from nas_mnist.training.recipe import Recipe
-from nas_mnist.workers.events import Send, Worker
+from nas_mnist.workers.events import OnEvent, OnWorkerEvent, Worker, tee
 from nas_mnist.workers.local import run_workers
 from nas_mnist.workers.signals import stopped_once
 
@@ -43,29 +38,17 @@ N_TRIALS = "n_trials"  # attribute of the study: how many trained trials it shal
 KEEP_WEIGHTS = "keep_weights"  # attribute of the study: of how many candidates weights and pictures are kept
 
 
-@dataclass(frozen=True)
-class SearchSettings:
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings(TrialSettings):
     """What a search is asked to do."""
 
-    storage: Storage
-    study_name: str = "nas-mnist"
     n_trials: int = 100  # trained trials in the study when it is done, earlier runs counted in
-    max_params: int = MAX_PARAMS  # a network has fewer
-    limits: Limits = NO_LIMITS
-    epochs: int = MAX_EPOCHS
-    train_images: int | None = None  # None: all of the split
-    data_dir: Path = field(default_factory=default_data_dir)
-    dataset: Dataset = MNIST
-    optimizer: str = space.RECIPE.optimizer
-    seed: int = 0
-    sampler: Literal["evolution", "tpe", "random"] = "evolution"
     prune: bool = True
     warm_start: bool = True
-    keep_weights: int = 5  # candidates, the best
 
     @property
-    def identity(self) -> study.Identity:
-        return study.Identity(
+    def identity(self) -> studies.Identity:
+        return studies.Identity(
             dataset=self.dataset.name,
             max_params=self.max_params,
             epochs=self.epochs,
@@ -116,7 +99,7 @@ class SearchBegan:
 class Summary:
     """What a search has come to. Epochs are those of the whole study; seconds are this run's."""
 
-    progress: study.Progress
+    counts: TrialCounts
     epochs_trained: int
     epochs_saved: int  # by pruning
     best: tuple[FrozenTrial, ...]
@@ -127,7 +110,7 @@ class Summary:
 def search(
     settings: SearchSettings,
     workers: list[Worker],
-    on_event: Callable[[Worker | None, Any], None],
+    on_event: OnWorkerEvent,
     run: Callable[..., None] = run_workers,
     starts: Mapping[str, Parameters] | None = None,
 ) -> Summary:
@@ -144,23 +127,22 @@ def search(
     prepare(settings.data_dir, settings.dataset)
     search_split(load_train(settings.data_dir, settings.dataset), settings.train_images)
     _prepare_study(settings, starts)
-    trials = study.load(settings.storage.open(), settings.study_name).get_trials(deepcopy=False)
-    on_event(None, SearchBegan(study.progress(trials).trained, next(iter(leaderboard(trials)), None)))
+    trials = settings.load().get_trials(deepcopy=False)
+    on_event(None, SearchBegan(TrialCounts.of(trials).trained, next(iter(leaderboard(trials)), None)))
     times: list[WorkerDone] = []
-
-    def note(worker: Worker | None, event: Any) -> None:
-        if isinstance(event, WorkerDone):
-            times.append(event)
-        on_event(worker, event)
-
-    n_left = settings.n_trials - study.progress(trials).trained
+    n_left = settings.n_trials - TrialCounts.of(trials).trained
     with stopped_once():
         try:
             if n_left > 0:
-                run(partial(_work, settings), workers[:n_left], note)
+                run(partial(_work, settings), workers[:n_left], tee(partial(_keep_time, times), on_event))
         finally:
-            study.take_back(settings.storage, settings.study_name)
+            requeue(settings.storage, settings.study_name)
     return summarise(settings, time.perf_counter() - start, times)
+
+
+def _keep_time(times: list[WorkerDone], worker: Worker | None, event: Any) -> None:
+    if isinstance(event, WorkerDone):
+        times.append(event)
 
 
 def check_budget(max_params: int, limits: Limits = NO_LIMITS) -> None:
@@ -185,24 +167,18 @@ def _check_limit(limit: int | None, what: str, measure: Callable[[Architecture],
 
 
 def summarise(settings: SearchSettings, seconds: float, times: list[WorkerDone]) -> Summary:
-    trials = study.load(settings.storage.open(), settings.study_name).get_trials(deepcopy=False)
-    trained = [trial for trial in trials if study.is_trained(trial)]
+    trials = settings.load().get_trials(deepcopy=False)
+    trained = [trial for trial in trials if is_trained(trial)]
     epochs = sum(len(trial.intermediate_values) for trial in trained)
     training, total = sum(t.training_seconds for t in times), sum(t.total_seconds for t in times)
     return Summary(
-        progress=study.progress(trials),
+        counts=TrialCounts.of(trials),
         epochs_trained=epochs,
         epochs_saved=len(trained) * settings.epochs - epochs,
         best=leaderboard(trials)[:5],
         seconds=seconds,
         overhead=1 - training / total if training else None,
     )
-
-
-def leaderboard(trials: list[FrozenTrial]) -> tuple[FrozenTrial, ...]:
-    """The trials that ran to their end, best first; pruned ones have no final accuracy."""
-    complete = [t for t in trials if t.state == optuna.trial.TrialState.COMPLETE and not study.is_over_budget(t)]
-    return tuple(sorted(complete, key=lambda trial: -trial.value))
 
 
 def leaderboard_entry(trial: FrozenTrial) -> dict[str, Any]:
@@ -224,61 +200,50 @@ def sampler(settings: SearchSettings, seed: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.PartialFixedSampler({"fill": 1.0}, others[settings.sampler])
 
 
-def to_candidate(settings: SearchSettings, parameters: Mapping[str, Any]) -> Candidate:
-    """What the parameters denote within the budget and the limits of this search."""
-    return space.to_candidate(
-        parameters,
-        max_params=settings.max_params,
-        epochs=settings.epochs,
-        optimizer=settings.optimizer,
-        limits=settings.limits,
-    )
-
-
 def _prepare_study(settings: SearchSettings, starts: Mapping[str, Parameters] | None = None) -> None:
     storage = settings.storage.open(create=True)
     with settings.storage.lock():
-        study.create(
+        studies.create(
             storage,
             settings.study_name,
             metric="validation accuracy",
             attributes={"identity": asdict(settings.identity)},
         )
-        found = study.load(storage, settings.study_name)
+        study = studies.load(storage, settings.study_name)
         for name, value in (
             (KEEP_WEIGHTS, settings.keep_weights),
             (N_TRIALS, settings.n_trials),
             (COMMAND, settings.command),
         ):
-            found.set_user_attr(name, value)
-        study.recover(found)  # what is queued again comes first
-        _queue_starts(found, settings, starts or {})
+            study.set_user_attr(name, value)
+        recover(study)  # what is queued again comes first
+        _queue_starts(study, settings, starts or {})
 
 
-def _queue_starts(found: optuna.Study, settings: SearchSettings, starts: Mapping[str, Parameters]) -> None:
+def _queue_starts(study: optuna.Study, settings: SearchSettings, starts: Mapping[str, Parameters]) -> None:
     """Queue the warm starts that were not tried, but no more than may still be trained: they would wait for good.
 
     A later search for more trials queues the rest.
     """
-    trials = found.get_trials(deepcopy=False)
-    now = study.progress(trials)
+    trials = study.get_trials(deepcopy=False)
+    now = TrialCounts.of(trials)
     room = settings.n_trials - now.trained - now.running - now.waiting
     if room <= 0:
         return
     references = _references(settings) if settings.warm_start else {}
-    there = {trial.user_attrs.get("reference") for trial in trials}
+    there = {TrialRecord.from_trial(trial).reference for trial in trials}
     left = {n: p for n, p in _different({**references, **starts}, settings).items() if n not in there}
     for name, parameters in islice(left.items(), room):
-        found.enqueue_trial(parameters, user_attrs={"reference": name, ORIGIN: name})
+        study.enqueue_trial(parameters, user_attrs=warm_start_attributes(name))
 
 
-def is_finished(found: optuna.Study) -> bool:
+def is_finished(study: optuna.Study) -> bool:
     """Whether a search has all the trials that it was last asked for.
 
     Earlier versions did not write down how many, and queued more than would be trained; of theirs what runs counts.
     """
-    now = study.progress(found.get_trials(deepcopy=False))
-    return now.running == 0 and now.trained >= found.user_attrs.get(N_TRIALS, 0)
+    now = TrialCounts.of(study.get_trials(deepcopy=False))
+    return now.running == 0 and now.trained >= study.user_attrs.get(N_TRIALS, 0)
 
 
 def _different(starts: Mapping[str, Parameters], settings: SearchSettings) -> dict[str, Parameters]:
@@ -317,58 +282,20 @@ def reference_parameters(max_params: int, recipe: Recipe) -> dict[str, Parameter
     return points
 
 
-def _work(settings: SearchSettings, worker: Worker, send: Send) -> None:
+def _work(settings: SearchSettings, worker: Worker, on_event: OnEvent) -> None:
     """What one worker process does, from first to last."""
     device = torch.device(worker.device)
     prepare(settings.data_dir, settings.dataset)  # on another node of a cluster it may be the first
     split = search_split(load_train(settings.data_dir, settings.dataset), settings.train_images)
     split = Split(split.train.to(device), split.val.to(device))
-    shared = study.SharedStudy(
+    study = SharedStudy(
         settings.storage,
         settings.study_name,
-        demand=study.until_trained(settings.n_trials),
+        n_may_start=until_trained(settings.n_trials),
         seed=settings.seed,
         worker=worker.index,
         pruner=pruner(settings),
         sampler=partial(sampler, settings),
-        on_outage=send,
+        on_outage=on_event,
     )
-    work_off(shared, lambda trial, send: objective(trial, settings, split, device, send), send)
-
-
-def objective(trial: optuna.Trial, settings: SearchSettings, split: Split, device: torch.device, send: Send) -> float:
-    """One trial from sampling to result: the mean validation accuracy of its last two epochs.
-
-    Raises `optuna.TrialPruned` for a candidate over the budget, which is never trained, for one that cannot win any
-    more, and for one whose loss is not finite.
-    """
-    parameters = space.suggest(trial, settings.optimizer)
-    candidate = to_candidate(settings, parameters)
-    n_parameters = count_parameters(candidate.architecture)
-    if settings.sampler != "evolution" and "reference" not in trial.user_attrs:
-        trial.set_user_attr(ORIGIN, f"drawn by {settings.sampler}")
-    seed = int(np.random.SeedSequence([settings.seed, trial.number]).generate_state(1)[0])
-    record(trial, candidate, n_parameters, seed, device)
-    if study.CONSTRAINT not in trial.constraints:  # a retried trial brings its constraint along
-        for name, excess in _excess(candidate.architecture, n_parameters, settings).items():
-            trial.set_constraint(name, excess)
-    if over := [name for name, excess in trial.constraints.items() if excess > 0]:
-        raise optuna.TrialPruned(f"over the budget of {', '.join(over)}")
-    send(TrialStarted(trial.number, str(candidate.architecture), n_parameters))
-    network = build(candidate.architecture, seed=seed, device=device)
-    epochs = train_and_report(trial, network, candidate.recipe, split, seed, send, averaged_epochs=RUNGS)
-    accuracy = final_accuracy([epoch.val_accuracy for epoch in epochs])
-    if _is_among_the_best(accuracy, trial.study, settings.keep_weights):
-        artifacts = Artifacts(trial.study, settings.storage.artifacts)
-        artifacts.add_weights(trial, network)
-        artifacts.add_mistakes(trial, find_mistakes(network, split.val))
-    return accuracy
-
-
-def _excess(architecture: Architecture, n_parameters: int, settings: SearchSettings) -> dict[str, int]:
-    """By how much the candidate is over each part of the budget."""
-    return {study.CONSTRAINT: n_parameters - (settings.max_params - 1)} | settings.limits.excess(architecture)
-
-
-def _is_among_the_best(accuracy: float, found: optuna.Study, n: int) -> bool:
-    return sum(trial.value >= accuracy for trial in leaderboard(found.get_trials(deepcopy=False))) < n
+    work_off(study, lambda trial, on_event: objective(trial, settings, split, device, on_event), on_event)

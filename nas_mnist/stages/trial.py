@@ -1,27 +1,44 @@
-"""One trial: record what is trained, train it, and report every epoch to the study and to who watches."""
+"""One trial, from sampling to result, and the loop that works a study off; who watches is told of every epoch."""
 
 import platform
 import time
-from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import optuna
 import torch
 from optuna.trial import FrozenTrial
 
 from nas_mnist.data.folds import Split
 from nas_mnist.errors import TrainingDiverged
-from nas_mnist.model.network import Network
-from nas_mnist.study import shared as study
-from nas_mnist.study import stored
-from nas_mnist.study.pruner import EPOCHS
+from nas_mnist.model.architecture import NO_LIMITS, Limits
+from nas_mnist.model.network import Network, build, count_parameters
+from nas_mnist.study import space
+from nas_mnist.study.artifacts import Artifacts
+from nas_mnist.study.pruner import RUNGS
+from nas_mnist.study.records import (
+    TrialRecord,
+    is_over_budget,
+    leaderboard,
+    write_candidate,
+    write_epochs,
+    write_excess,
+    write_origin,
+    write_reason,
+)
+from nas_mnist.study.shared import SharedStudy
 from nas_mnist.study.space import Candidate
+from nas_mnist.study.studies import StudyRef
+from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
+from nas_mnist.training.evaluation import final_accuracy, find_mistakes
 from nas_mnist.training.loop import EpochResult, train
 from nas_mnist.training.recipe import Recipe
-from nas_mnist.workers.events import Completed, Progress, Send
+from nas_mnist.workers.events import Completed, OnEvent, Progress
 
 
 @dataclass(frozen=True)
@@ -57,22 +74,90 @@ class WorkerDone:
     total_seconds: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrialSettings(StudyRef):
+    """What the trials of a search have in common."""
+
+    max_params: int = MAX_PARAMS  # a network has fewer
+    limits: Limits = NO_LIMITS
+    epochs: int = MAX_EPOCHS
+    optimizer: str = space.RECIPE.optimizer
+    seed: int = 0
+    sampler: Literal["evolution", "tpe", "random"] = "evolution"
+    keep_weights: int = 5  # candidates, the best
+
+
+def to_candidate(settings: TrialSettings, parameters: Mapping[str, Any]) -> Candidate:
+    """What the parameters denote within the budget and the limits of this search."""
+    return space.to_candidate(
+        parameters,
+        max_params=settings.max_params,
+        epochs=settings.epochs,
+        optimizer=settings.optimizer,
+        limits=settings.limits,
+    )
+
+
+def work_off(study: SharedStudy, objective: Callable[[optuna.Trial, OnEvent], float], on_event: OnEvent) -> None:
+    """Run the objective in this worker until the study has nothing left to hand out, and tell how it goes."""
+    training_seconds = 0.0
+
+    def timed(event: Any) -> None:
+        nonlocal training_seconds
+        if isinstance(event, EpochTrained):
+            training_seconds += event.epoch.train_seconds + event.epoch.val_seconds
+        on_event(event)
+
+    start = time.perf_counter()
+    study.optimize(lambda trial: objective(trial, timed), callbacks=[lambda _, trial: on_event(_ended(trial))])
+    on_event(WorkerDone(training_seconds, time.perf_counter() - start - study.waited_seconds))
+
+
+def _ended(trial: FrozenTrial) -> TrialEnded:
+    """Optuna gives a pruned trial its last report as its value, which is no objective."""
+    complete = trial.state == optuna.trial.TrialState.COMPLETE
+    n_epochs = len(trial.intermediate_values)
+    return TrialEnded(trial.number, is_over_budget(trial), n_epochs, trial.value if complete else None)
+
+
+def objective(
+    trial: optuna.Trial, settings: TrialSettings, split: Split, device: torch.device, on_event: OnEvent
+) -> float:
+    """One trial from sampling to result: the mean validation accuracy of its last two epochs.
+
+    Raises `optuna.TrialPruned` for a candidate over the budget, which is never trained, for one that cannot win any
+    more, and for one whose loss is not finite.
+    """
+    parameters = space.suggest(trial, settings.optimizer)
+    candidate = to_candidate(settings, parameters)
+    n_parameters = count_parameters(candidate.architecture)
+    if settings.sampler != "evolution" and not TrialRecord.from_trial(trial).origin:
+        write_origin(trial, f"drawn by {settings.sampler}")
+    seed = int(np.random.SeedSequence([settings.seed, trial.number]).generate_state(1)[0])
+    record(trial, candidate, n_parameters, seed, device)
+    write_excess(trial, n_parameters, settings.max_params, settings.limits.excess(candidate.architecture))
+    if over := TrialRecord.from_trial(trial).excess:
+        raise optuna.TrialPruned(f"over the budget of {', '.join(over)}")
+    on_event(TrialStarted(trial.number, str(candidate.architecture), n_parameters))
+    network = build(candidate.architecture, seed=seed, device=device)
+    epochs = train_and_report(trial, network, candidate.recipe, split, seed, on_event, averaged_epochs=RUNGS)
+    accuracy = final_accuracy([epoch.val_accuracy for epoch in epochs])
+    if _is_among_the_best(accuracy, trial.study, settings.keep_weights):
+        artifacts = Artifacts(trial.study, settings.storage.artifacts)
+        artifacts.add_weights(trial, network)
+        artifacts.add_mistakes(trial, find_mistakes(network, split.val))
+    return accuracy
+
+
+def _is_among_the_best(accuracy: float, study: optuna.Study, n: int) -> bool:
+    return sum(trial.value >= accuracy for trial in leaderboard(study.get_trials(deepcopy=False))) < n
+
+
 def record(
     trial: optuna.Trial, candidate: Candidate, n_parameters: int, seed: int | None, device: torch.device
 ) -> None:
-    """Write down what is going to be trained, flat, so that the dashboard can sort by it."""
-    attributes = {
-        "n_parameters": n_parameters,
-        "n_macs": candidate.architecture.n_macs,
-        "receptive_field": candidate.architecture.receptive_field,
-        "recipe": stored.write(candidate.recipe),
-        "seed": seed,
-        "device": device_name(device),
-        "versions": versions(),
-        "architecture": str(candidate.architecture),  # the last: where it is, all are
-    }
-    for name, value in attributes.items():
-        trial.set_user_attr(name, value)
+    """Write down what is going to be trained, and on what."""
+    write_candidate(trial, candidate, n_parameters, seed, device_name(device), versions())
 
 
 def train_and_report(
@@ -81,49 +166,26 @@ def train_and_report(
     recipe: Recipe,
     split: Split,
     seed: int,
-    send: Send,
+    on_event: OnEvent,
     averaged_epochs: Collection[int] = (),
 ) -> list[EpochResult]:
     """Train to the last epoch, or until the study's pruner has seen enough; every epoch is stored as it ends.
 
-    Raises `optuna.TrialPruned`, also if the loss is not finite; then the attribute `reason` says so.
+    Raises `optuna.TrialPruned`, also if the loss is not finite; then its record says so.
     """
     epochs: list[EpochResult] = []
     try:
         for epoch in train(network, recipe, split.train, split.val, seed=seed, averaged_epochs=averaged_epochs):
             epochs.append(epoch)
-            trial.set_user_attr(EPOCHS, [asdict(e) for e in epochs])
-            trial.set_user_attr("seconds", sum(e.train_seconds + e.val_seconds for e in epochs))
+            write_epochs(trial, epochs)
             trial.report(epoch.val_accuracy, epoch.number)
-            send(EpochTrained(trial.number, epoch))
+            on_event(EpochTrained(trial.number, epoch))
             if epoch.number < recipe.epochs and trial.should_prune():
                 raise optuna.TrialPruned("cannot win any more")
     except TrainingDiverged as error:
-        trial.set_user_attr("reason", str(error))
+        write_reason(trial, str(error))
         raise optuna.TrialPruned(str(error)) from None
     return epochs
-
-
-def work_off(shared: study.SharedStudy, objective: Callable[[optuna.Trial, Send], float], send: Send) -> None:
-    """Run the objective in this worker until the study has nothing left to hand out, and tell how it goes."""
-    training_seconds = 0.0
-
-    def note(event) -> None:
-        nonlocal training_seconds
-        if isinstance(event, EpochTrained):
-            training_seconds += event.epoch.train_seconds + event.epoch.val_seconds
-        send(event)
-
-    start = time.perf_counter()
-    study.work_off(shared, lambda trial: objective(trial, note), lambda _, trial: send(_ended(trial)))
-    send(WorkerDone(training_seconds, time.perf_counter() - start - shared.waited_seconds))
-
-
-def _ended(trial: FrozenTrial) -> TrialEnded:
-    """Optuna gives a pruned trial its last report as its value, which is no objective."""
-    complete = trial.state == optuna.trial.TrialState.COMPLETE
-    n_epochs = len(trial.intermediate_values)
-    return TrialEnded(trial.number, study.is_over_budget(trial), n_epochs, trial.value if complete else None)
 
 
 @cache

@@ -12,7 +12,9 @@ from optuna import Study
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState
 
-EPOCHS = "epochs"  # user attribute of a trial: the result of each epoch
+from nas_mnist.study.records import epochs_of
+from nas_mnist.training.loop import EpochResult
+
 RUNGS = {2: 1 / 2, 5: 1 / 4}  # epoch: the share of those that come there which goes on
 N_RECENT = 24  # trials that a trial is compared with: later ones are better, and earlier ones would be beaten by all
 
@@ -28,21 +30,20 @@ class RungPruner(BasePruner):
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         epoch = trial.last_step
-        own = signal(trial, epoch)
+        own = signal(epochs_of(trial), epoch)
         if epoch not in self._rungs or own is None:
             return False
         states = (TrialState.RUNNING, TrialState.PRUNED, TrialState.COMPLETE)
         others = [t for t in study.get_trials(deepcopy=False, states=states) if t.number != trial.number]
-        recent = [s for t in others if (s := signal(t, epoch)) is not None][-self._n_recent :]
+        recent = [s for t in others if (s := signal(epochs_of(t), epoch)) is not None][-self._n_recent :]
         return sum(s > own for s in recent) >= math.ceil(self._rungs[epoch] * (len(recent) + 1))
 
 
-def signal(trial: FrozenTrial, epoch: int | None) -> float | None:
+def signal(epochs: Sequence[EpochResult], epoch: int | None) -> float | None:
     """How good the averaged weights were after this epoch, the larger the better: less their loss, in nats."""
-    epochs = trial.user_attrs.get(EPOCHS, [])
     if epoch is None or not 1 <= epoch <= len(epochs):
         return None
-    loss = epochs[epoch - 1].get("averaged_loss")
+    loss = epochs[epoch - 1].averaged_loss
     return None if loss is None or not math.isfinite(loss) else -loss
 
 
@@ -60,9 +61,10 @@ def best_first(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 def _seen(trial: FrozenTrial) -> dict[float, float]:
     """Less the logarithm of the loss at every rung that the trial came to, and at the end (infinity)."""
-    seen: dict[float, float] = {epoch: -math.log(-s) for epoch in RUNGS if (s := signal(trial, epoch))}
-    if trial.state == TrialState.COMPLETE and (epochs := trial.user_attrs.get(EPOCHS)):
-        seen[math.inf] = -math.log(max(epochs[-1]["val_loss"], 1e-9))
+    epochs = epochs_of(trial)
+    seen: dict[float, float] = {epoch: -math.log(-s) for epoch in RUNGS if (s := signal(epochs, epoch))}
+    if trial.state == TrialState.COMPLETE and epochs:
+        seen[math.inf] = -math.log(max(epochs[-1].val_loss, 1e-9))
     return seen
 
 

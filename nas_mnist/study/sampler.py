@@ -17,10 +17,8 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
 from nas_mnist.study import space
+from nas_mnist.study.records import origin_attributes
 from nas_mnist.study.space import Candidate, Parameters
-
-ORIGIN = "origin"  # user attribute of a trial: where its parameters come from
-PARENT = "parent"  # user attribute of a trial: the number of the trial that it is a mutation of
 
 N_RANDOM = 16  # draws before the first mutation
 RANDOM_SHARE = 0.1  # of the draws after these
@@ -69,9 +67,8 @@ class EvolutionSampler(BaseSampler):
         if "fixed_params" in trial.system_attrs:  # queued: its parameters are known
             return {}
         proposal = self.propose([t for t in study.get_trials(deepcopy=False) if t.number != trial.number])
-        study._storage.set_trial_user_attr(trial._trial_id, ORIGIN, proposal.origin)
-        if proposal.parent is not None:
-            study._storage.set_trial_user_attr(trial._trial_id, PARENT, proposal.parent)
+        for name, value in origin_attributes(proposal.origin, proposal.parent).items():
+            study._storage.set_trial_user_attr(trial._trial_id, name, value)
         return proposal.parameters
 
     def sample_independent(
@@ -211,16 +208,3 @@ def difference(before: Parameters, after: Parameters) -> str:
 
 def _text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def ancestors(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The trial and those that it descends from, the first of them first."""
-    line = [trial]
-    while (parent := line[-1].user_attrs.get(PARENT)) is not None:
-        line.append(trials[parent])
-    return line[::-1]
-
-
-def origin_of(trial: FrozenTrial) -> str:
-    """Where its parameters come from; empty for a draw of an earlier version, which did not write it down."""
-    return trial.user_attrs.get(ORIGIN, trial.user_attrs.get("reference", ""))

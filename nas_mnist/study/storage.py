@@ -7,7 +7,6 @@ away. A password in its URL is never shown.
 import contextlib
 import os
 import sqlite3
-import tempfile
 import threading
 import time
 import warnings
@@ -24,6 +23,7 @@ from filelock import FileLock
 from optuna.storages import RDBStorage
 
 from nas_mnist.errors import StudyError, explain, shown
+from nas_mnist.files import folder_beside
 from nas_mnist.study.ownership import is_of_this_host
 
 LIBPQ_ARGUMENTS = {
@@ -155,9 +155,9 @@ class Storage:
             )
         _make_parent(self.path)
         place = self.path.resolve()  # through a link
-        with self.lock(), tempfile.TemporaryDirectory(prefix=f".{place.name[:50]}-", dir=place.parent) as folder:
+        with self.lock(), folder_beside(place) as folder:
             if not _is_database(self.path):
-                new = Path(folder, "new.db")
+                new = folder / "new.db"
                 self._connect(Storage.parse(str(new)).url, make_tables=True, keep=False).engine.dispose()
                 new.replace(place)
 

@@ -27,11 +27,11 @@ from nas_mnist.extras import Extra
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.diagram import svg
 from nas_mnist.stages import search
-from nas_mnist.study import shared as study
+from nas_mnist.study import studies
 from nas_mnist.study.artifacts import Artifacts
+from nas_mnist.study.records import TrialRecord, leaderboard
 from nas_mnist.study.snapshot import copied, reason_to_copy
 from nas_mnist.study.storage import Storage
-from nas_mnist.training.loop import EpochResult
 from nas_mnist.views import figures, notes
 
 DRAWING, CURVES, PICTURE = "network.svg", "curves.png", "misclassified.png"
@@ -51,7 +51,7 @@ def serve(storage: Storage, host: str, port: int, data_dir: Path, *, open_browse
     reason = reason_to_copy(storage)
     with copied(storage) if reason else contextlib.nullcontext(storage) as shown:
         opened = shown.open()
-        for name in study.names(opened):
+        for name in studies.names(opened):
             publish(shown, name, data_dir)
         url = f"http://{host}:{port}/dashboard/"
         print(f"optuna-dashboard for {storage}: {url} (Ctrl-C ends it)", flush=True)
@@ -79,28 +79,28 @@ def publish(storage: Storage, study_name: str, data_dir: Path) -> None:
     A study that is not ours is left as it is.
     """
     with storage.lock(purpose="notes"):  # two of these at once would mix their plots
-        found = study.load(storage.open(), study_name)
-        if not study.is_ours(found):
+        study = studies.load(storage.open(), study_name)
+        if not studies.is_ours(study):
             return
-        artifacts = Artifacts(found, storage.artifacts)
-        trials = found.get_trials(deepcopy=False)
-        best = search.leaderboard(trials)
-        if search.KEEP_WEIGHTS in found.user_attrs:
-            kept = best[: found.user_attrs[search.KEEP_WEIGHTS]]
+        artifacts = Artifacts(study, storage.artifacts)
+        trials = study.get_trials(deepcopy=False)
+        best = leaderboard(trials)
+        if search.KEEP_WEIGHTS in study.user_attrs:
+            kept = best[: study.user_attrs[search.KEEP_WEIGHTS]]
             _drop_files(artifacts, trials, kept)
-            dataset = study.recorded_dataset(found.user_attrs["identity"])
+            dataset = studies.recorded_dataset(studies.recorded_identity(study))
             _draw_pictures(artifacts, kept, data_dir, dataset)
             if not Extra.report.missing:
-                _save_plots(found, trials, dataset)
+                _save_plots(study, trials, dataset)
         _write_trial_notes(artifacts, trials)
-        command = found.user_attrs.get(search.COMMAND)
-        save_note(found, notes.study_note(found, trials, best, artifacts.n_bytes(), command))
+        command = study.user_attrs.get(search.COMMAND)
+        save_note(study, notes.study_note(study, trials, best, artifacts.n_bytes(), command))
 
 
-def _save_plots(found: optuna.Study, trials: list[FrozenTrial], dataset: Dataset) -> None:
+def _save_plots(study: optuna.Study, trials: list[FrozenTrial], dataset: Dataset) -> None:
     from nas_mnist.views.study_figures import NothingToDraw, accuracy_against_parameters, epochs_spent, learning_curves
 
-    identity = found.user_attrs["identity"]
+    identity = studies.recorded_identity(study)
     plots = {
         "accuracy against parameters": lambda: accuracy_against_parameters(
             trials, identity["max_params"], dataset=dataset
@@ -111,7 +111,7 @@ def _save_plots(found: optuna.Study, trials: list[FrozenTrial], dataset: Dataset
     for title, draw in plots.items():
         with contextlib.suppress(NothingToDraw):
             figure = draw().update_layout(title=title[0].upper() + title[1:], margin_t=60, height=PLOT_HEIGHT)
-            save_plotly_graph_object(found, figure, graph_object_id=title.replace(" ", "-"))
+            save_plotly_graph_object(study, figure, graph_object_id=title.replace(" ", "-"))
 
 
 def _drop_files(artifacts: Artifacts, trials: list[FrozenTrial], kept: tuple[FrozenTrial, ...]) -> None:
@@ -130,7 +130,7 @@ def _draw_pictures(artifacts: Artifacts, kept: tuple[FrozenTrial, ...], data_dir
     for trial in kept:
         there = files.get(trial._trial_id, {})
         if artifacts.lacks(there.get(CURVES)):
-            epochs = tuple(EpochResult(**epoch) for epoch in trial.user_attrs["epochs"])
+            epochs = TrialRecord.from_trial(trial).epochs
             artifacts.put(trial, CURVES, _png(figures.curves([epochs], "validation")), there.get(CURVES))
         if artifacts.lacks(there.get(PICTURE)):
             # Its data or files may be on another machine: the rest is worth showing without.
@@ -166,9 +166,9 @@ def _write_trial_notes(artifacts: Artifacts, trials: list[FrozenTrial]) -> None:
     files = artifacts.all()
     for trial in trials:
         known = files.get(trial._trial_id, {}).get(DRAWING)
-        if "architecture" in trial.user_attrs and artifacts.lacks(known):
-            drawing = svg(parse(trial.user_attrs["architecture"]))
-            artifact_id = artifacts.put(trial, DRAWING, drawing.encode(), known)
+        architecture = TrialRecord.from_trial(trial).architecture
+        if architecture and artifacts.lacks(known):
+            artifact_id = artifacts.put(trial, DRAWING, svg(parse(architecture)).encode(), known)
             if known is None:
                 live = optuna.Trial(artifacts.study, trial._trial_id)  # what the dashboard's own functions take
                 save_note(live, notes.trial_note(trial, get_artifact_path(live, artifact_id)))

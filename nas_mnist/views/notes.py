@@ -9,10 +9,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial
 
 from nas_mnist.model.architecture import Architecture
-from nas_mnist.study import shared as study
-from nas_mnist.study.sampler import origin_of
+from nas_mnist.study.records import TrialCounts, TrialRecord
 from nas_mnist.study.space import Candidate, distributions, fingerprint
+from nas_mnist.study.studies import recorded_identity
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS, N_FINAL_EPOCHS, TARGET_ACCURACY
+from nas_mnist.views.tables import markdown_table
 
 N_LISTED = 10
 OPTIMIZERS = {"sgd": "SGD with Nesterov momentum", "adamw": "AdamW", "soap": "SOAP"}
@@ -28,20 +29,21 @@ UNITS = {"macs": "multiply-adds", "ram": "bytes of RAM"}  # of the parts of a bu
 
 def trial_note(trial: FrozenTrial, drawing_url: str) -> str:
     """The network of a trial: its line, a drawing, where its parameters are, and how it is trained."""
-    candidate = Candidate.from_dict(trial.user_attrs)
-    architecture, attributes = candidate.architecture, trial.user_attrs
+    record = TrialRecord.from_trial(trial)
+    candidate = record.candidate
+    architecture = candidate.architecture
     parts = [f"`{architecture}`", f"![{architecture.line}]({drawing_url})"]
-    if study.is_over_budget(trial):
-        over = [f"{v:,.0f} {UNITS.get(name, name)}" for name, v in trial.constraints.items() if v > 0]
+    if record.excess:
+        over = [f"{excess:,} {UNITS.get(name, name)}" for name, excess in record.excess.items()]
         parts.append(f"**Over the budget by {' and '.join(over)}**; recorded, never trained.")
     parts.append(
-        f"{attributes['n_parameters']:,} parameters, {architecture.n_macs:,} multiply-adds for an image, "
+        f"{record.n_parameters:,} parameters, {architecture.n_macs:,} multiply-adds for an image, "
         f"receptive field {architecture.receptive_field}×{architecture.receptive_field}."
     )
-    if "reference" in attributes:
-        parts.append(f"Not drawn by the sampler: **{attributes['reference']}**.")
-    elif origin := origin_of(trial):
-        parts.append(f"Where it comes from: **{_plain(origin)}**.")
+    if record.reference:
+        parts.append(f"Not drawn by the sampler: **{record.reference}**.")
+    elif record.origin:
+        parts.append(f"Where it comes from: **{_plain(record.origin)}**.")
     return "\n\n".join([*parts, layer_table(architecture), "### Recipe", _recipe_lines(candidate)])
 
 
@@ -60,7 +62,7 @@ def layer_table(architecture: Architecture) -> str:
         for s in architecture.shapes
     ]
     header = ("layer", "output", "receptive field", "jump", "parameters", "share", "multiply-adds")
-    return _table(header, rows, "lrrrrrr")
+    return markdown_table(header, rows, "lrrrrrr")
 
 
 def _recipe_lines(candidate: Candidate) -> str:
@@ -83,19 +85,19 @@ def _recipe_lines(candidate: Candidate) -> str:
 
 
 def study_note(
-    found: optuna.Study, trials: list[FrozenTrial], best: Iterable[FrozenTrial], n_bytes: int, command: str | None
+    study: optuna.Study, trials: list[FrozenTrial], best: Iterable[FrozenTrial], n_bytes: int, command: str | None
 ) -> str:
     """What a study is, how far it has come, and its leaderboard; of a search also its command and its space."""
-    now, identity = study.progress(trials), found.user_attrs.get("identity", {})
+    now, identity = TrialCounts.of(trials), recorded_identity(study)
     facts = {
-        "objective": (found.metric_names or ["accuracy"])[0],
+        "objective": (study.metric_names or ["accuracy"])[0],
         **{key.replace("_", " ").replace("max params", "parameters, fewer than"): v for key, v in identity.items()},
         "trained": f"{now.trained} trials, {now.pruned} of them pruned early; {now.over_budget} over the budget, "
         f"{now.failed} failed, {now.running} running",
         "files": f"{n_bytes / 1e6:.1f} MB: drawings, and weights and pictures of the best candidates",
     }
     lines = "\n".join(f"- **{key}**: {_plain(value)}" for key, value in facts.items())
-    parts = [f"# {_plain(found.study_name)}", TASK, lines, "## Leaderboard", _leaderboard(best)]
+    parts = [f"# {_plain(study.study_name)}", TASK, lines, "## Leaderboard", _leaderboard(best)]
     if command:
         known = identity["space"] == fingerprint(identity["optimizer"])
         ranges = space_table(identity["optimizer"]) if known else "That of an earlier version of nas-mnist."
@@ -106,7 +108,7 @@ def study_note(
 def space_table(optimizer: str) -> str:
     """Every parameter that a trial draws, and its range."""
     rows = [(f"`{name}`", _code(_range(d))) for name, d in distributions(optimizer).items()]
-    return _table(("parameter", "range"), rows, "ll")
+    return markdown_table(("parameter", "range"), rows, "ll")
 
 
 def _range(distribution: BaseDistribution) -> str:
@@ -117,20 +119,11 @@ def _range(distribution: BaseDistribution) -> str:
 
 def _leaderboard(best: Iterable[FrozenTrial]) -> str:
     rows = [
-        (rank, t.number, f"{t.value:.2%}", f"{t.user_attrs['n_parameters']:,}", _code(t.user_attrs["architecture"]))
-        for rank, t in enumerate(best, 1)
+        (rank, r.number, f"{t.value:.2%}", f"{r.n_parameters:,}", _code(r.architecture))
+        for rank, (t, r) in enumerate(((t, TrialRecord.from_trial(t)) for t in best), 1)
     ][:N_LISTED]
     header = ("rank", "trial", "accuracy", "parameters", "architecture")
-    return _table(header, rows, "rrrrl") if rows else "No candidate has been trained to the end yet."
-
-
-def _table(header: Iterable[str], rows: Iterable[Iterable[Any]], alignment: str) -> str:
-    """`alignment` has a letter for each column, l or r."""
-    header = [
-        ("\u2003" if letter == "r" else "") + name for name, letter in zip(header, alignment, strict=True)
-    ]  # room
-    rule = ["---:" if letter == "r" else "---" for letter in alignment]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (header, rule, *rows))
+    return markdown_table(header, rows, "rrrrl") if rows else "No candidate has been trained to the end yet."
 
 
 def _code(text: str) -> str:

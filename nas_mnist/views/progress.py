@@ -13,11 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from nas_mnist.stages.confirm import ConfirmSettings
-from nas_mnist.stages.planned import JobsBegan, JobStarted
+from nas_mnist.stages.planned import RunsBegan, RunStarted
 from nas_mnist.stages.retrain import RetrainSettings
 from nas_mnist.stages.search import SearchBegan, SearchSettings, Summary
 from nas_mnist.stages.trial import EpochTrained, TrialEnded, TrialStarted
-from nas_mnist.study.sampler import origin_of
+from nas_mnist.study.records import TrialRecord
 from nas_mnist.study.storage import Outage, OutageEnded
 from nas_mnist.training.loop import EpochResult
 from nas_mnist.workers.events import Worker, WorkerDied
@@ -91,8 +91,8 @@ class SearchDisplay:
     def _take_over(self, event: SearchBegan) -> None:
         self._n_trained = event.n_trained
         if event.best:
-            attributes = event.best.user_attrs
-            started = TrialStarted(event.best.number, attributes["architecture"], attributes["n_parameters"])
+            record = TrialRecord.from_trial(event.best)
+            started = TrialStarted(record.number, record.architecture, record.n_parameters)
             self._best = event.best.value, started
         if event.n_trained:
             self._say(f"{event.n_trained} trials of study {self._settings.study_name!r} are trained already")
@@ -148,14 +148,14 @@ class SearchDisplay:
         return f"trial {line.started.trial}", f"epoch {epoch}", accuracy, line.started.architecture
 
 
-class JobDisplay:
-    """Follows jobs: a bar over all epochs on a terminal, and a line for each finished job."""
+class RunDisplay:
+    """Follows planned runs: a bar over all epochs on a terminal, and a line for each finished run."""
 
     def __init__(self, console: Console):
         self._console = console
-        self._epochs_per_job = self._n_epochs = 0  # of all jobs together, those done and those to come
+        self._epochs_per_run = self._n_epochs = 0  # of all runs together, those done and those to come
         self._names: dict[int, str] = {}  # by worker
-        self._epochs: dict[int, int] = {}  # by worker, of the job it is at
+        self._epochs: dict[int, int] = {}  # by worker, of the run it is at
         self._progress = Progress(
             TextColumn("[bold]epochs"),
             BarColumn(),
@@ -171,7 +171,7 @@ class JobDisplay:
         )
         self._task = self._progress.add_task("", total=None, names="")
 
-    def __enter__(self) -> "JobDisplay":
+    def __enter__(self) -> "RunDisplay":
         self._progress.start()
         return self
 
@@ -179,19 +179,19 @@ class JobDisplay:
         self._progress.stop()
 
     def __call__(self, worker: Worker | None, event: Any) -> None:
-        """Take in one event; this is what `run_jobs` calls."""
+        """Take in one event; this is what `run_planned` calls."""
         match event:
-            case JobsBegan(n_left=n_left, n_done=n_done, epochs_per_job=epochs_per_job):
-                self._epochs_per_job, self._n_epochs = epochs_per_job, n_left * epochs_per_job
+            case RunsBegan(n_left=n_left, n_done=n_done, epochs_per_run=epochs_per_run):
+                self._epochs_per_run, self._n_epochs = epochs_per_run, n_left * epochs_per_run
                 if n_done:
                     self._say(f"runs done already: {n_done}; left: {n_left}")
-            case JobStarted(name=name):
+            case RunStarted(name=name):
                 self._names[worker.index] = name
             case EpochTrained():
                 self._epochs[worker.index] = self._epochs.get(worker.index, 0) + 1
                 self._progress.advance(self._task)
             case TrialEnded(accuracy=accuracy):
-                self._n_epochs -= self._epochs_per_job - self._epochs.pop(worker.index, 0)  # it may be given up
+                self._n_epochs -= self._epochs_per_run - self._epochs.pop(worker.index, 0)  # it may be given up
                 outcome = "ended early" if accuracy is None else f"{accuracy:.2%}"
                 self._say(f"{self._names.pop(worker.index, '?')}: {outcome}")
             case WorkerDied():
@@ -214,20 +214,10 @@ def follow(console: Console, stage: SearchSettings | ConfirmSettings | RetrainSe
     else:
         confirming = isinstance(stage, ConfirmSettings)
         what = "confirming the best" if confirming else f"retraining {stage.chosen.name} with {stage.n_seeds} seeds"
-        shown = JobDisplay(console)
+        shown = RunDisplay(console)
     console.print(f"[bold]{what}[/] (study {escape(repr(stage.study_name))})")
     with shown:
         yield shown
-
-
-def to_both(first, second):
-    """One consumer of events that hands each to two."""
-
-    def both(worker, event) -> None:
-        first(worker, event)
-        second(worker, event)
-
-    return both
 
 
 def died(worker: Worker, event: WorkerDied) -> str:
@@ -255,12 +245,12 @@ def duration(seconds: float) -> str:
 
 def print_summary(console: Console, settings: SearchSettings, summary: Summary) -> None:
     """What the search has come to, and what to type next."""
-    p = summary.progress
+    counts = summary.counts
     full = summary.epochs_trained + summary.epochs_saved
     rows = {
-        "trained": f"{p.trained} of {settings.n_trials} trials, {p.pruned} of them pruned early",
-        "over budget": f"{p.over_budget} (recorded, never trained)",
-        "failed": f"{p.failed} (queued again up to twice)" if p.failed else "0",
+        "trained": f"{counts.trained} of {settings.n_trials} trials, {counts.pruned} of them pruned early",
+        "over budget": f"{counts.over_budget} (recorded, never trained)",
+        "failed": f"{counts.failed} (queued again up to twice)" if counts.failed else "0",
         "epochs": f"{summary.epochs_trained:,} trained, {summary.epochs_saved:,} saved by pruning"
         + (f" ({summary.epochs_saved / full:.0%})" if full else ""),
         "time": duration(summary.seconds)
@@ -281,13 +271,13 @@ def leaderboard_table(trials: tuple[FrozenTrial, ...]) -> Table:
         table.add_column(name, justify=justify, no_wrap=True)
     table.add_column("architecture", overflow="fold")
     for rank, trial in enumerate(trials, 1):
-        attributes = trial.user_attrs
-        origin = f" ({text})" if (text := origin_of(trial)) else ""
+        record = TrialRecord.from_trial(trial)
+        origin = f" ({record.origin})" if record.origin else ""
         table.add_row(
             str(rank),
             str(trial.number),
             f"{trial.value:.2%}",
-            f"{attributes['n_parameters']:,}",
-            Text(attributes["architecture"] + origin),
+            f"{record.n_parameters:,}",
+            Text(record.architecture + origin),
         )
     return table

@@ -7,10 +7,8 @@ scripts that may run and no address to fetch from. Text from the database is esc
 import base64
 import hashlib
 import math
-import os
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -28,18 +26,17 @@ from plotly.offline import get_plotlyjs
 from nas_mnist.data.datasets import MNIST, Dataset
 from nas_mnist.data.folds import n_search_images
 from nas_mnist.errors import ArchitectureError, NasMnistError, StudyError
-from nas_mnist.model import diagram as drawing
+from nas_mnist.files import whole_file
+from nas_mnist.model import diagram
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.zoo import ZOO
 from nas_mnist.stages import confirm, retrain, search
 from nas_mnist.stages.confirm import Confirmed
 from nas_mnist.stages.retrain import Retrained
-from nas_mnist.study import shared as study
-from nas_mnist.study import stored
-from nas_mnist.study.sampler import ancestors, origin_of
+from nas_mnist.study import studies
+from nas_mnist.study.records import TrialCounts, TrialRecord, ancestors, is_trained, leaderboard
 from nas_mnist.study.storage import Storage
-from nas_mnist.views import study_figures as figures
-from nas_mnist.views import tables as report
+from nas_mnist.views import study_figures, tables
 from nas_mnist.views.progress import duration
 
 PAGE = "index.html"
@@ -53,7 +50,7 @@ class Candidate:
 
     rank: int
     trial: FrozenTrial
-    origin: str
+    record: TrialRecord
     drawing: Markup | None  # None if the line in the database is none
     recipe: dict[str, str]
 
@@ -66,11 +63,12 @@ def write(storage: Storage, study_name: str, out: Path) -> Path:
     if (out / PAGE).exists() and GENERATOR not in (out / PAGE).read_bytes()[:4096]:
         raise NasMnistError(f"{out / PAGE} is no report and must not be lost: name another folder with --out")
     opened = storage.open()
-    found = study.load(opened, study_name)
-    html = page(found, confirm.ranking(opened, study_name), retrain.results(opened, study_name))
+    study = studies.load(opened, study_name)
+    html = page(study, confirm.ranking(opened, study_name), retrain.results(opened, study_name))
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _replace(out / PAGE, html)
+        with whole_file(out / PAGE) as temporary:
+            temporary.write_text(html, encoding="utf-8")
     except OSError as error:
         raise NasMnistError(
             f"{out} must be a folder that can be written ({error.strerror}): give another one with --out"
@@ -78,46 +76,41 @@ def write(storage: Storage, study_name: str, out: Path) -> Path:
     return out / PAGE
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write a temporary file beside `path`, then rename it: what is there is whole."""
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=".report-", delete=False) as file:
-        try:
-            file.write(text)
-            file.close()
-            os.chmod(file.name, 0o644)  # a temporary file is its owner's alone
-            os.replace(file.name, path)
-        finally:
-            Path(file.name).unlink(missing_ok=True)
-
-
-def page(found: optuna.Study, ranking: Sequence[Confirmed] = (), retrained: Sequence[Retrained] = ()) -> str:
+def page(study: optuna.Study, ranking: Sequence[Confirmed] = (), retrained: Sequence[Retrained] = ()) -> str:
     """The page as HTML. Raises `StudyError` if the study is no search."""
-    identity = found.user_attrs.get("identity", {})
+    identity = studies.recorded_identity(study)
     if not {"max_params", "epochs", "space"} <= identity.keys():
-        raise StudyError(f"study {found.study_name!r} is not a search, so there is nothing to report: see --study")
-    dataset = study.recorded_dataset(identity)
-    trials = found.get_trials(deepcopy=False)
-    drawn, missing = _draw(_figures(found, trials, identity, dataset, ranking, retrained))
+        raise StudyError(f"study {study.study_name!r} is not a search, so there is nothing to report: see --study")
+    dataset = studies.recorded_dataset(identity)
+    trials = study.get_trials(deepcopy=False)
+    drawn, missing = _draw(_figures(study, trials, identity, dataset, ranking, retrained))
     scripts = {"plotly": get_plotlyjs(), "page": _resource("report.js")}
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"error": _standard_error, "percent": _percent, "spread": _spread, "duration": duration}
+    environment.filters |= {
+        "error": _standard_error,
+        "percent": _percent,
+        "spread": tables.plus_minus,
+        "duration": duration,
+    }
     return environment.from_string(_resource("report.html")).render(
-        name=found.study_name,
+        name=study.study_name,
         now=datetime.now(),
         identity=identity,
         dataset=dataset,
         n_val_images=dataset.n_train_images - n_search_images(dataset),
-        finished=search.is_finished(found),
-        summary=_summary(found, identity["epochs"], ranking, retrained),
-        settings=_settings(found, trials, identity),
+        finished=search.is_finished(study),
+        summary=_summary(study, identity["epochs"], ranking, retrained),
+        settings=_settings(study, trials, identity),
         candidates=_candidates(trials),
         family=_family(trials),
         front=_front(trials),
-        references=[(letter, ZOO[name]) for name, letter in figures.reference_letters().items() if dataset == MNIST],
+        references=[
+            (letter, ZOO[name]) for name, letter in study_figures.reference_letters().items() if dataset == MNIST
+        ],
         ranking=ranking,
         lead=_lead(ranking),
         retrained=retrained,
-        verdicts=[report.verdict_lines(r).plain.splitlines() for r in retrained],
+        verdicts=[tables.verdict_lines(r).plain.splitlines() for r in retrained],
         failures=_failures(trials),
         missing=missing,
         heights={name: figure.layout.height for name, figure in drawn.items()},
@@ -139,7 +132,7 @@ def _sha256(script: str) -> str:
 
 
 def _figures(
-    found: optuna.Study,
+    study: optuna.Study,
     trials: Sequence[FrozenTrial],
     identity: dict[str, Any],
     dataset: Dataset,
@@ -148,13 +141,13 @@ def _figures(
 ) -> dict[str, Callable[[], go.Figure]]:
     max_params, epochs = identity["max_params"], identity["epochs"]
     return {
-        "accuracy": partial(figures.accuracy_against_parameters, trials, max_params, ranking, retrained, dataset),
-        "history": partial(figures.optimisation_history, trials),
-        "curves": partial(figures.learning_curves, trials),
-        "epochs": partial(figures.epochs_spent, trials, epochs),
-        "importance": partial(figures.parameter_importance, found),
-        "budget": partial(figures.parameters_drawn, trials, max_params),
-        "timeline": partial(figures.timeline, trials),
+        "accuracy": partial(study_figures.accuracy_against_parameters, trials, max_params, ranking, retrained, dataset),
+        "history": partial(study_figures.optimisation_history, trials),
+        "curves": partial(study_figures.learning_curves, trials),
+        "epochs": partial(study_figures.epochs_spent, trials, epochs),
+        "importance": partial(study_figures.parameter_importance, study),
+        "budget": partial(study_figures.parameters_drawn, trials, max_params),
+        "timeline": partial(study_figures.timeline, trials),
     }
 
 
@@ -164,7 +157,7 @@ def _draw(functions: dict[str, Callable[[], go.Figure]]) -> tuple[dict[str, go.F
     for name, function in functions.items():
         try:
             drawn[name] = function()
-        except figures.NothingToDraw as reason:
+        except study_figures.NothingToDraw as reason:
             missing[name] = str(reason)
     return drawn, missing
 
@@ -179,14 +172,14 @@ def _json(drawn: dict[str, go.Figure]) -> str:
 
 
 def _summary(
-    found: optuna.Study, max_epochs: int, ranking: Sequence[Confirmed], retrained: Sequence[Retrained]
+    study: optuna.Study, max_epochs: int, ranking: Sequence[Confirmed], retrained: Sequence[Retrained]
 ) -> dict[str, str]:
     """What the study has come to, as names and values."""
-    trials = found.get_trials(deepcopy=False)
-    now = study.progress(trials)
-    trained = [trial for trial in trials if study.is_trained(trial)]
-    diverged = sum(figures.outcome(trial) == "diverged" for trial in trials)
-    n_drawn = sum("n_parameters" in trial.user_attrs for trial in trials)
+    trials = study.get_trials(deepcopy=False)
+    now = TrialCounts.of(trials)
+    trained = [trial for trial in trials if is_trained(trial)]
+    diverged = sum(study_figures.outcome(trial) == "diverged" for trial in trials)
+    n_drawn = sum(TrialRecord.from_trial(trial).n_parameters is not None for trial in trials)
     under_way = (now.running or now.waiting) and f"{now.running:,} running, {now.waiting:,} waiting"
     values = {
         "best": _best(trials),
@@ -197,7 +190,7 @@ def _summary(
         "over budget": f"{now.over_budget:,} of {n_drawn:,} drawn"
         + (f" ({now.over_budget / n_drawn:.1%}); recorded, never trained" if now.over_budget else ""),
         "failed": f"{now.failed:,}",
-        "under way": not search.is_finished(found) and under_way,
+        "under way": not search.is_finished(study) and under_way,
         "epochs": _epochs(trained, max_epochs),
         "time": _time(trials),
     }
@@ -211,23 +204,21 @@ def _epochs(trained: Sequence[FrozenTrial], max_epochs: int) -> str:
 
 
 def _confirmed(confirmed: Confirmed) -> str:
-    n = len(confirmed.accuracies)
-    return (
-        f"{figures.mean_text(confirmed.mean, confirmed.standard_deviation, n)} of fresh folds (trial {confirmed.trial})"
-    )
+    mean = study_figures.mean_text(confirmed.mean, confirmed.standard_deviation, len(confirmed.accuracies))
+    return f"{mean} of fresh folds (trial {confirmed.trial})"
 
 
 def _retrained(retrained: Retrained) -> str:
-    mean = figures.mean_text(retrained.mean, retrained.standard_deviation, len(retrained.runs))
-    return f"{mean} of the test set ({figures.name_of(retrained)})"
+    mean = study_figures.mean_text(retrained.mean, retrained.standard_deviation, len(retrained.runs))
+    return f"{mean} of the test set ({study_figures.name_of(retrained)})"
 
 
 def _best(trials: Sequence[FrozenTrial]) -> str:
-    best = next(iter(search.leaderboard(trials)), None)
+    best = next(iter(leaderboard(trials)), None)
     if best is None:
         return "no trial has been trained to its end yet"
     return (
-        f"{best.value:.2%} of the validation images with {best.user_attrs['n_parameters']:,} parameters "
+        f"{best.value:.2%} of the validation images with {TrialRecord.from_trial(best).n_parameters:,} parameters "
         f"(trial {best.number})"
     )
 
@@ -238,12 +229,12 @@ def _time(trials: Sequence[FrozenTrial]) -> str:
     if not begun:
         return "not begun"
     ended = [trial.datetime_complete for trial in trials if trial.datetime_complete]
-    trained = sum(trial.user_attrs.get("seconds", 0.0) for trial in trials)
+    trained = sum(TrialRecord.from_trial(trial).seconds for trial in trials)
     end = f" to {max(ended):%Y-%m-%d %H:%M}" if ended else ""
     return f"{min(begun):%Y-%m-%d %H:%M}{end}; {duration(trained)} of training, all workers together"
 
 
-def _settings(found: optuna.Study, trials: Sequence[FrozenTrial], identity: dict[str, Any]) -> dict[str, str]:
+def _settings(study: optuna.Study, trials: Sequence[FrozenTrial], identity: dict[str, Any]) -> dict[str, str]:
     names = {"max_params": "budget", "max_macs": "multiply-adds at most", "max_ram": "bytes of RAM at most"}
     names |= {"train_images": "training images", "space": "space (fingerprint)"}
     values = {
@@ -252,13 +243,14 @@ def _settings(found: optuna.Study, trials: Sequence[FrozenTrial], identity: dict
         if value is not None
     }
     values["budget"] = f"fewer than {identity['max_params']:,} parameters"
-    values["objective"] = f"{', '.join(found.metric_names or ['value'])}, mean of the last two epochs"
-    return values | {"hardware": _counted(trials, "device"), "versions": _counted(trials, "versions")}
+    values["objective"] = f"{', '.join(study.metric_names or ['value'])}, mean of the last two epochs"
+    records = [TrialRecord.from_trial(trial) for trial in trials]
+    return values | {"hardware": _counted(r.device for r in records), "versions": _counted(r.versions for r in records)}
 
 
-def _counted(trials: Sequence[FrozenTrial], attribute: str) -> str:
-    """The values that an attribute has, and of how many trials if there are several."""
-    counts = Counter(str(t.user_attrs[attribute]) for t in trials if attribute in t.user_attrs)
+def _counted(values: Iterable[str | None]) -> str:
+    """The values there are, and of how many trials if there are several."""
+    counts = Counter(str(value) for value in values if value is not None)
     if len(counts) < 2:
         return next(iter(counts), "none yet")
     return "; ".join(f"{value} ({n:,} trials)" for value, n in counts.most_common())
@@ -266,22 +258,24 @@ def _counted(trials: Sequence[FrozenTrial], attribute: str) -> str:
 
 def _candidates(trials: Sequence[FrozenTrial]) -> list[Candidate]:
     return [
-        Candidate(
-            rank,
-            trial,
-            origin_of(trial),
-            _drawing(trial.user_attrs["architecture"]),
-            report.recipe_values(stored.read(trial.user_attrs["recipe"])),
-        )
-        for rank, trial in enumerate(search.leaderboard(trials)[:N_BEST], 1)
+        Candidate(rank, trial, record, _drawing(record.architecture), tables.recipe_values(record.recipe))
+        for rank, (trial, record) in enumerate(_recorded(leaderboard(trials)[:N_BEST]), 1)
     ]
 
 
-def _family(trials: Sequence[FrozenTrial]) -> list[tuple[FrozenTrial, str, str]]:
-    """The best trial and its ancestors, the first of them first: trial, what it reached, where it comes from."""
-    best = next(iter(search.leaderboard(trials)), None)
+def _recorded(trials: Iterable[FrozenTrial]) -> list[tuple[FrozenTrial, TrialRecord]]:
+    return [(trial, TrialRecord.from_trial(trial)) for trial in trials]
+
+
+def _front(trials: Sequence[FrozenTrial]) -> list[tuple[FrozenTrial, TrialRecord]]:
+    return _recorded(study_figures.pareto_front(leaderboard(trials)))
+
+
+def _family(trials: Sequence[FrozenTrial]) -> list[tuple[str, TrialRecord]]:
+    """What the best trial and its ancestors have reached, the first of them first."""
+    best = next(iter(leaderboard(trials)), None)
     line = ancestors(best, trials) if best else []
-    return [(trial, _reached(trial), origin_of(trial)) for trial in line if origin_of(trial)]
+    return [(_reached(trial), record) for trial, record in _recorded(line) if record.origin]
 
 
 def _reached(trial: FrozenTrial) -> str:
@@ -290,13 +284,9 @@ def _reached(trial: FrozenTrial) -> str:
     return f"stopped after epoch {len(trial.intermediate_values)}"
 
 
-def _front(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    return figures.pareto_front(search.leaderboard(trials))
-
-
 def _drawing(line: str) -> Markup | None:
     try:
-        return Markup(drawing.svg(parse(line)))
+        return Markup(diagram.svg(parse(line)))
     except ArchitectureError:
         return None
 
@@ -305,17 +295,17 @@ def _lead(ranking: Sequence[Confirmed]) -> str:
     if not ranking:
         return ""
     p_value = confirm.lead(*ranking[:2]) if len(ranking) > 1 else None
-    return report.lead_line(list(ranking), p_value, confirm.SIGNIFICANT_P).plain
+    return tables.lead_line(list(ranking), p_value, confirm.SIGNIFICANT_P).plain
 
 
 def _failures(trials: Sequence[FrozenTrial]) -> list[tuple[int, str, str]]:
     """Number, what became of it, and why, of trials that failed or diverged."""
-    ended_badly = [trial for trial in trials if figures.outcome(trial) in ("failed", "diverged")]
-    return [(t.number, figures.outcome(t), _why(t)) for t in ended_badly]
+    ended_badly = [trial for trial in trials if study_figures.outcome(trial) in ("failed", "diverged")]
+    return [(t.number, study_figures.outcome(t), _why(t)) for t in ended_badly]
 
 
 def _why(trial: FrozenTrial) -> str:
-    return str(trial.user_attrs.get("reason", "its process was stopped or died; it was queued again, at most twice"))
+    return TrialRecord.from_trial(trial).reason or "its process was stopped or died; it was queued again, at most twice"
 
 
 def _percent(fraction: float, digits: int = 2) -> str:
@@ -325,7 +315,3 @@ def _percent(fraction: float, digits: int = 2) -> str:
 def _standard_error(accuracy: float, n_images: int) -> str:
     """Of an accuracy that n images were asked for, in points."""
     return f"{100 * math.sqrt(accuracy * (1 - accuracy) / n_images):.2g}"
-
-
-def _spread(deviation: float | None) -> str:
-    return "" if deviation is None else f" ± {100 * deviation:.2f}"

@@ -18,11 +18,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas_mnist.data.datasets import MNIST, Dataset
 from nas_mnist.model.zoo import ZOO
-from nas_mnist.stages import search
 from nas_mnist.stages.confirm import Confirmed
 from nas_mnist.stages.retrain import Retrained
-from nas_mnist.study import ownership
-from nas_mnist.study import shared as study
+from nas_mnist.study.records import TrialRecord, is_over_budget, is_trained, leaderboard
 
 BLUE, ORANGE, GREEN, VERMILLION = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 PURPLE, SKY, GREY = "#cc79a7", "#56b4e9", "#8a8f98"
@@ -76,7 +74,7 @@ def accuracy_against_parameters(
     Trials and confirmations are accuracies of validation images; those of the reference systems, of which there are
     none on another dataset than MNIST, and of retrained candidates are of the test set.
     """
-    best = search.leaderboard(trials)
+    best = leaderboard(trials)
     if not best:
         raise NothingToDraw("No trial has been trained to its end yet, so there is no accuracy to set against a size.")
     figure = _figure("parameters", "accuracy in %", 480)
@@ -97,7 +95,7 @@ def accuracy_against_parameters(
 def pareto_front(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """The finished trials than which none is both smaller and at least as accurate, the smallest first."""
     front: list[FrozenTrial] = []
-    for trial in sorted(trials, key=lambda t: (t.user_attrs["n_parameters"], -t.value)):
+    for trial in sorted(trials, key=lambda t: (_n_parameters(t), -t.value)):
         if not front or trial.value > front[-1].value:
             front.append(trial)
     return front
@@ -169,7 +167,7 @@ def mean_text(mean: float, deviation: float | None, n: int) -> str:
 
 def optimisation_history(trials: Sequence[FrozenTrial]) -> go.Figure:
     """Accuracy by trial number, and the best so far."""
-    complete = sorted(search.leaderboard(trials), key=lambda t: t.number)
+    complete = sorted(leaderboard(trials), key=lambda t: t.number)
     pruned = [t for t in trials if outcome(t) == "pruned" and t.intermediate_values]
     if not complete:
         raise NothingToDraw("No trial has been trained to its end yet, so there is no best accuracy to follow.")
@@ -195,7 +193,7 @@ def learning_curves(trials: Sequence[FrozenTrial], n_best: int = N_BEST) -> go.F
     trained = [t for t in trials if t.intermediate_values]
     if not trained:
         raise NothingToDraw("No trial has finished an epoch yet, so there is no learning curve.")
-    best = search.leaderboard(trials)[:n_best]
+    best = leaderboard(trials)[:n_best]
     highlighted = {t.number for t in best}
     rest = [t for t in trained if t.number not in highlighted]
     finished = [t for t in rest if outcome(t) == "finished"]
@@ -240,7 +238,7 @@ def _curves(
 
 def epochs_spent(trials: Sequence[FrozenTrial], max_epochs: int) -> go.Figure:
     """Epochs trained so far, trial after trial, and what they would be if every trial had been trained to its end."""
-    trained = sorted((t for t in trials if study.is_trained(t)), key=lambda t: t.datetime_complete)
+    trained = sorted((t for t in trials if is_trained(t)), key=lambda t: t.datetime_complete)
     if not trained:
         raise NothingToDraw("No trial has been trained yet, so no epochs have been spent.")
     spent = list(accumulate(len(t.intermediate_values) for t in trained))
@@ -272,15 +270,15 @@ def epochs_spent(trials: Sequence[FrozenTrial], max_epochs: int) -> go.Figure:
     return figure
 
 
-def parameter_importance(found: optuna.Study) -> go.Figure:
+def parameter_importance(study: optuna.Study) -> go.Figure:
     """Which parameters of the space separate the best trials from the rest, by Optuna's PED-ANOVA; shares of 1."""
-    n = len(search.leaderboard(found.get_trials(deepcopy=False)))
+    n = len(leaderboard(study.get_trials(deepcopy=False)))
     if n < TRIALS_FOR_IMPORTANCE:
         raise NothingToDraw(
             f"{n} trial{'s were' if n != 1 else ' was'} trained to the end; with fewer than {TRIALS_FOR_IMPORTANCE} "
             "the importance of a parameter would be chance, so it is not drawn."
         )
-    ranked = list(optuna.importance.get_param_importances(found).items())
+    ranked = list(optuna.importance.get_param_importances(study).items())
     shown = ranked[:N_IMPORTANT][::-1]
     figure = _figure("share of the importance", "", 130 + 24 * len(shown))
     figure.add_bar(
@@ -300,8 +298,8 @@ def parameter_importance(found: optuna.Study) -> go.Figure:
 
 def parameters_drawn(trials: Sequence[FrozenTrial], max_params: int) -> go.Figure:
     """Parameters of every candidate that was drawn, those over the budget marked."""
-    drawn = [t for t in trials if "n_parameters" in t.user_attrs]
-    over = [t for t in drawn if study.is_over_budget(t)]
+    drawn = [t for t in trials if _n_parameters(t) is not None]
+    over = [t for t in drawn if is_over_budget(t)]
     if not drawn:
         raise NothingToDraw("No candidate has been drawn yet, so none can be over the budget.")
     if not over:
@@ -313,7 +311,7 @@ def parameters_drawn(trials: Sequence[FrozenTrial], max_params: int) -> go.Figur
     within = [t for t in drawn if t not in over]
     if within:
         _points(figure, "within", [t.number for t in within], _sizes(within), list(map(_hover, within)), BLUE, "circle")
-    hover = [f"{_hover(t)}<br>{t.user_attrs['n_parameters'] - max_params + 1:,} too many" for t in over]
+    hover = [f"{_hover(t)}<br>{_n_parameters(t) - max_params + 1:,} too many" for t in over]
     name = f"over budget: {len(over)} of {len(drawn)} ({len(over) / len(drawn):.1%})"
     _points(figure, name, [t.number for t in over], _sizes(over), hover, ORANGE, "x")
     figure.add_hline(max_params, line={"color": GREY, "dash": "dash", "width": 1})
@@ -351,19 +349,19 @@ def timeline(trials: Sequence[FrozenTrial]) -> go.Figure:
 def outcome(trial: FrozenTrial) -> str:
     """What became of a trial: one of `OUTCOMES`, or waiting."""
     if trial.state == TrialState.PRUNED:
-        diverged = "reason" in trial.user_attrs
-        return "over budget" if study.is_over_budget(trial) else "diverged" if diverged else "pruned"
+        diverged = TrialRecord.from_trial(trial).reason is not None
+        return "over budget" if is_over_budget(trial) else "diverged" if diverged else "pruned"
     states = {TrialState.COMPLETE: "finished", TrialState.FAIL: "failed", TrialState.RUNNING: "running"}
     return states.get(trial.state, "waiting")
 
 
 def _worker(trial: FrozenTrial) -> str:
-    return str(trial.user_attrs.get(ownership.OWNER, "unknown"))
+    return TrialRecord.from_trial(trial).process
 
 
 def _milliseconds(trial: FrozenTrial) -> float:
     if trial.datetime_complete is None:
-        return 1000 * trial.user_attrs.get("seconds", 0.0)
+        return 1000 * TrialRecord.from_trial(trial).seconds
     return 1000 * (trial.datetime_complete - trial.datetime_start).total_seconds()
 
 
@@ -387,8 +385,12 @@ def _points(figure: go.Figure, name: str, x, y, hover, colour: str, symbol: str,
     )
 
 
+def _n_parameters(trial: FrozenTrial) -> int | None:
+    return TrialRecord.from_trial(trial).n_parameters
+
+
 def _sizes(trials: Iterable[FrozenTrial]) -> list[int]:
-    return [trial.user_attrs["n_parameters"] for trial in trials]
+    return [_n_parameters(trial) for trial in trials]
 
 
 def _hover(trial: FrozenTrial) -> str:
@@ -398,9 +400,10 @@ def _hover(trial: FrozenTrial) -> str:
         line += f": {trial.value:.2%}"
     elif trial.intermediate_values:
         line += f": {outcome(trial)} after epoch {max(trial.intermediate_values)}"
-    if "n_parameters" in trial.user_attrs:
-        line += f", {trial.user_attrs['n_parameters']:,} parameters"
-    notation = textwrap.wrap(str(trial.user_attrs.get("architecture", "")), 44)
+    record = TrialRecord.from_trial(trial)
+    if record.n_parameters is not None:
+        line += f", {record.n_parameters:,} parameters"
+    notation = textwrap.wrap(record.architecture or "", 44)
     return "<br>".join(map(html.escape, [line, *notation]))
 
 

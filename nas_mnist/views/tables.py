@@ -2,7 +2,6 @@
 
 import math
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.text import Text
 
 from nas_mnist.data.datasets import MNIST, Dataset
 from nas_mnist.errors import NasMnistError
+from nas_mnist.files import whole_file
 from nas_mnist.model.architecture import Architecture, LayerShape
 from nas_mnist.model.zoo import MARKS, ZOO, Mark, ReferenceSystem
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS, TARGET_ACCURACY
@@ -36,6 +36,23 @@ def _table(title: str, *columns: str, left: Iterable[str] = ()) -> Table:
     for name in columns:
         table.add_column(name, justify="left" if name in left else "right", header_style="dim", no_wrap=True)
     return table
+
+
+def markdown_table(header: Iterable[str], rows: Iterable[Iterable[Any]], alignment: str) -> str:
+    """`alignment` has a letter for each column, l or r."""
+    names = [("\u2003" if letter == "r" else "") + name for name, letter in zip(header, alignment, strict=True)]  # room
+    rule = ["---:" if letter == "r" else "---" for letter in alignment]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (names, rule, *rows))
+
+
+def percentage_points(deviation: float | None) -> str:
+    """A standard deviation in percentage points; nothing if there is none."""
+    return "" if deviation is None else f"{100 * deviation:.2f}"
+
+
+def plus_minus(deviation: float | None) -> str:
+    """The same, to stand behind a mean."""
+    return "" if deviation is None else f" ± {percentage_points(deviation)}"
 
 
 # --- one architecture ------------------------------------------------------------------------------------------------
@@ -264,7 +281,7 @@ def baselines_table(results: Iterable["BaselineResult"], dataset: Dataset = MNIS
 
 def _baseline_cells(result: "BaselineResult") -> dict[str, RenderableType]:
     """What there is to say of a system, by column."""
-    system, difference, deviation = result.system, result.difference, result.standard_deviation
+    system, difference = result.system, result.difference
     cells: dict[str, RenderableType] = {
         "system": f"{system.name} (own)" if result.training.own else system.name,
         "params": f"{system.n_parameters:,}",
@@ -275,7 +292,7 @@ def _baseline_cells(result: "BaselineResult") -> dict[str, RenderableType]:
         cells |= {
             "reproduced": f"{result.mean:.2%}",
             "accuracy": f"{result.mean:.2%}",
-            "± SD": "" if deviation is None else f"{100 * deviation:.2f}",
+            "± SD": percentage_points(result.standard_deviation),
             "worst": f"{result.worst_of_last:.2%}",
             "seconds": f"{result.seconds:,.0f}",
         }
@@ -349,7 +366,7 @@ def confirmation_table(ranking: list["Confirmed"]) -> Table:
     table = _table("confirmed on fresh folds and seeds", *columns, left=("", "architecture"))
     table.columns[-1].no_wrap, table.columns[-1].overflow = False, "fold"
     for c in ranking:
-        deviation = "" if c.standard_deviation is None else f"{100 * c.standard_deviation:.2f}"
+        deviation = percentage_points(c.standard_deviation)
         numbers = (f"{c.n_parameters:,}", f"{c.search_score:.2%}", f"{c.mean:.3%}", deviation, f"{len(c.accuracies)}")
         given_up = "given up" if c.given_up else ""
         table.add_row(str(c.trial), *numbers, f"{100 * c.optimism:+.2f}", given_up, Text(c.architecture))
@@ -379,8 +396,7 @@ def retrained_table(retrained: "Retrained") -> Table:
     for seed in retrained.diverged:
         table.add_row(str(seed), "diverged", "", "")
     table.add_section()
-    deviation = retrained.standard_deviation
-    spread = "" if deviation is None else f" ± {100 * deviation:.2f}"
+    spread = plus_minus(retrained.standard_deviation)
     worst = min(retrained.runs, key=lambda run: run.worst_of_last)
     table.add_row("mean", f"{retrained.mean:.3%}{spread}", f"worst {worst.worst_of_last:.2%} (seed {worst.seed})", "")
     return table
@@ -441,7 +457,7 @@ def frontier_table(points: Iterable["Best"], dataset: Dataset = MNIST) -> Table:
     table.columns[-1].no_wrap, table.columns[-1].overflow, table.columns[-1].min_width = False, "fold", 24
     for point in points:
         c = point.confirmed
-        deviation = "" if c.standard_deviation is None else f" ± {100 * c.standard_deviation:.2f}"
+        deviation = plus_minus(c.standard_deviation)
         marks = [f"{100 * m.accuracy:.2f} at {m.n_parameters:,}" for m in best_published(point.budget)] or ["none"]
         numbers = (f"{point.budget:,}", f"{100 * c.mean:.2f}{deviation}", f"{len(c.accuracies)}", f"{point.size:,}")
         found_by = Text(f"{point.study_name}, trial {c.trial}")
@@ -517,11 +533,6 @@ def check_figure_path(path: Path) -> None:
 
 
 def save_figure(figure, path: Path) -> None:
-    """Write a matplotlib figure to a temporary file beside `path`, then rename it: what is there is whole."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(descriptor)
-    try:
+    """Write a matplotlib figure."""
+    with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=150)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

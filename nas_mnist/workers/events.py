@@ -6,8 +6,6 @@ from typing import Any
 
 from nas_mnist.errors import NasMnistError
 
-Send = Callable[[Any], None]
-
 
 @dataclass(frozen=True)
 class Worker:
@@ -15,6 +13,20 @@ class Worker:
 
     index: int
     device: str  # "cpu", "cuda:0"
+
+
+OnEvent = Callable[[Any], None]  # what takes the events of one worker, in its own process
+OnWorkerEvent = Callable[[Worker | None, Any], None]  # what takes those of all of them; None: of who started them
+
+
+def tee(*consumers: OnWorkerEvent) -> OnWorkerEvent:
+    """Hands each event to all of them, in this order."""
+
+    def on_event(worker: Worker | None, event: Any) -> None:
+        for consumer in consumers:
+            consumer(worker, event)
+
+    return on_event
 
 
 class Progress:

@@ -17,7 +17,7 @@ from typing import Any
 
 from nas_mnist.errors import DeviceError, NasMnistError, explain, is_final
 from nas_mnist.workers import machine
-from nas_mnist.workers.events import Completed, Progress, Send, Worker, WorkerDied, WorkerFailed
+from nas_mnist.workers.events import Completed, OnEvent, OnWorkerEvent, Progress, Worker, WorkerDied, WorkerFailed
 from nas_mnist.workers.signals import blocked_for_children, stopped_once
 
 MAX_RESTARTS = 3  # of one worker, without progress in between
@@ -92,14 +92,12 @@ def _check_device(device: str) -> None:
         raise DeviceError(f"device must be one of {', '.join(there)} on this machine, not {device!r}: see --devices")
 
 
-def run_workers(
-    work: Callable[[Worker, Send], None], workers: Sequence[Worker], on_event: Callable[[Worker | None, Any], None]
-) -> None:
-    """Run `work(worker, send)` in one process each until all have returned; `work` is picklable.
+def run_workers(work: Callable[[Worker, OnEvent], None], workers: Sequence[Worker], on_event: OnWorkerEvent) -> None:
+    """Run `work(worker, on_event)` in one process each until all have returned; `work` is picklable.
 
-    What a worker sends reaches `on_event(worker, event)` here; `on_event(None, None)` is called a few times a second
-    besides, for a display. A worker that dies is replaced. Ctrl-C or SIGTERM ends all workers at once and raises
-    `KeyboardInterrupt`. Raises `WorkerFailed` if a worker dies again and again.
+    What a worker hands to its own `on_event` reaches `on_event(worker, event)` here; `on_event(None, None)` is called a
+    few times a second besides, for a display. A worker that dies is replaced. Ctrl-C or SIGTERM ends all workers at
+    once and raises `KeyboardInterrupt`. Raises `WorkerFailed` if a worker dies again and again.
     """
     context = multiprocessing.get_context("spawn")
     running = []
@@ -117,7 +115,7 @@ def run_workers(
             _stop(running)
 
 
-def _receive(process: _Process, on_event) -> bool:
+def _receive(process: _Process, on_event: OnWorkerEvent) -> bool:
     """Handle one message; False when the process has closed its end."""
     try:
         event = process.connection.recv()
@@ -136,7 +134,7 @@ def is_forgiven(event: Any, raised: bool) -> bool:
     return isinstance(event, Completed if raised else Progress)
 
 
-def _replace(context, work, process: _Process, on_event) -> list[_Process]:
+def _replace(context, work, process: _Process, on_event: OnWorkerEvent) -> list[_Process]:
     process.process.join()
     process.connection.close()
     if process.process.exitcode == 0:
@@ -193,14 +191,14 @@ def _main(work, worker: Worker, connection: Connection) -> None:
         raise SystemExit(1) from None
 
 
-def attempt(work: Callable[[Worker, Send], None], worker: Worker, send: Send) -> Failure | None:
+def attempt(work: Callable[[Worker, OnEvent], None], worker: Worker, on_event: OnEvent) -> Failure | None:
     """Do the work in this process, and return what went wrong, if anything."""
     if worker.device == "cpu":
         import torch
 
         torch.set_num_threads(1)  # two processes of one thread beat one process of two
     try:
-        work(worker, send)
+        work(worker, on_event)
     except BrokenPipeError:  # nobody listens any more
         raise
     except Exception as error:

@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nas_mnist.errors import DeviceError, StudyError
 from nas_mnist.study.storage import Storage
-from nas_mnist.workers.events import Send, Worker, WorkerDied, WorkerFailed
+from nas_mnist.workers.events import OnEvent, OnWorkerEvent, Worker, WorkerDied, WorkerFailed
 from nas_mnist.workers.local import MAX_RESTARTS, STOP_SECONDS, WORKERS_PER_GPU, Failure, attempt, is_forgiven
 from nas_mnist.workers.signals import stopped_once
 
@@ -86,9 +86,7 @@ def plan_workers(n_workers: int | None) -> list[Worker]:
     return [Worker(index, device) for index in range(n_workers or room)]
 
 
-def run_workers(
-    work: Callable[[Worker, Send], None], workers: Sequence[Worker], on_event: Callable[[Worker | None, Any], None]
-) -> None:
+def run_workers(work: Callable[[Worker, OnEvent], None], workers: Sequence[Worker], on_event: OnWorkerEvent) -> None:
     """As `workers.run_workers`, on the cluster that this process is connected to.
 
     A worker that is stopped gives its trial back itself; a node that dies leaves it to the heartbeat.
@@ -130,7 +128,7 @@ def _run(work, worker: Worker, queue: Queue) -> Failure | None:
     return attempt(work, worker, lambda event: queue.put((worker.index, event)))
 
 
-def _receive(task: _Task, event: Any, on_event) -> None:
+def _receive(task: _Task, event: Any, on_event: OnWorkerEvent) -> None:
     if not isinstance(event, _Started):
         task.restarts = 0 if is_forgiven(event, task.raised) else task.restarts
         on_event(task.worker, event)
@@ -140,14 +138,14 @@ def _receive(task: _Task, event: Any, on_event) -> None:
         task.started = True
 
 
-def _count_death(task: _Task, reason: str, on_event) -> None:
+def _count_death(task: _Task, reason: str, on_event: OnWorkerEvent) -> None:
     on_event(task.worker, WorkerDied(reason))
     task.restarts += 1
     if task.restarts > MAX_RESTARTS:
         raise WorkerFailed(f"worker {task.worker.index} died {task.restarts} times in a row: {reason}")
 
 
-def _replace(work, task: _Task, queue: Queue, on_event) -> list[_Task]:
+def _replace(work, task: _Task, queue: Queue, on_event: OnWorkerEvent) -> list[_Task]:
     """Ray starts again what died, but not what ended by an exception."""
     try:
         failure = ray.get(task.reference)

@@ -18,8 +18,9 @@ import optuna
 from rich.console import Console
 from rich.table import Table
 
-from nas_mnist.study import shared as study
-from nas_mnist.study import space
+from nas_mnist.study import space, studies
+from nas_mnist.study.records import TrialCounts
+from nas_mnist.study.shared import SharedStudy, until_trained
 from nas_mnist.study.storage import Storage
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -40,21 +41,21 @@ def objective(trial: optuna.Trial) -> float:
     return parameters["dropout"]
 
 
-def shared(storage: Storage, name: str, n_trials: int, worker: int) -> study.SharedStudy:
-    demand, pruner = study.until_trained(n_trials), optuna.pruners.NopPruner()
-    return study.SharedStudy(storage, name, demand=demand, seed=0, worker=worker, pruner=pruner)
+def shared(storage: Storage, name: str, n_trials: int, worker: int) -> SharedStudy:
+    demand, pruner = until_trained(n_trials), optuna.pruners.NopPruner()
+    return SharedStudy(storage, name, n_may_start=demand, seed=0, worker=worker, pruner=pruner)
 
 
 def work(storage: Storage, name: str, n_trials: int, worker: int, barrier) -> None:
     mine = shared(storage, name, n_trials, worker)
     barrier.wait()
-    study.work_off(mine, objective)
+    mine.optimize(objective)
 
 
 def measure_throughput(storage: Storage, n_workers: int) -> float:
     """Trained trials a second, from the moment that all workers have started."""
     name, n_trials = f"scaling-{n_workers}", TRIALS_PER_WORKER * n_workers
-    study.create(storage.open(create=True), name, metric="m", attributes={})
+    studies.create(storage.open(create=True), name, metric="m", attributes={})
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(n_workers + 1)
     processes = [context.Process(target=work, args=(storage, name, n_trials, i, barrier)) for i in range(n_workers)]
@@ -65,7 +66,7 @@ def measure_throughput(storage: Storage, n_workers: int) -> float:
     for process in processes:
         process.join()
     seconds = time.perf_counter() - start
-    trained = study.progress(study.load(storage.open(), name).get_trials()).trained
+    trained = TrialCounts.of(studies.load(storage.open(), name).get_trials()).trained
     if trained != n_trials:
         raise RuntimeError(f"{trained} trials instead of {n_trials}")
     return n_trials / seconds
@@ -76,7 +77,7 @@ def measure_ask(storage: Storage, n_trials: int) -> dict[str, float]:
     processor; and the drawing and writing down of the parameters after it.
     """
     name = f"ask-{n_trials}"
-    study.create(storage.open(create=True), name, metric="m", attributes={})
+    studies.create(storage.open(create=True), name, metric="m", attributes={})
     mine = shared(storage, name, n_trials + ASKS, 0)
     fill(mine, n_trials)
     mine._thread_local.in_optimize_loop = True  # as within `optimize`: trials are read once, then kept
@@ -94,14 +95,14 @@ def measure_ask(storage: Storage, n_trials: int) -> dict[str, float]:
     return {name: statistics.median(values) * 1000 for name, values in times.items()}
 
 
-def fill(found: optuna.Study, n_trials: int) -> None:
+def fill(study: optuna.Study, n_trials: int) -> None:
     sampler = optuna.samplers.RandomSampler(seed=0)
     template = optuna.create_study(direction="maximize", sampler=sampler)
     for _ in range(n_trials):
         trial = template.ask()
         space.suggest(trial, "sgd")
         template.tell(trial, sampler._rng.rng.random())
-    found.add_trials(template.trials)
+    study.add_trials(template.trials)
 
 
 def measure(storages: dict[str, Storage], sizes: tuple[int, ...]) -> dict:

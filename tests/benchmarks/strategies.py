@@ -13,6 +13,7 @@ import math
 import statistics
 import zlib
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,8 +28,10 @@ from sklearn.model_selection import cross_val_predict
 from nas_mnist.model.architecture import Architecture, Conv, parse
 from nas_mnist.study import space
 from nas_mnist.study.pruner import RUNGS, RungPruner, best_first
+from nas_mnist.study.records import write_epochs
 from nas_mnist.study.sampler import EvolutionSampler
 from nas_mnist.study.storage import experimental
+from nas_mnist.training.loop import EpochResult
 from nas_mnist.training.recipe import Recipe
 
 MAX_PARAMS, EPOCHS, MODEL_EPOCHS = 2000, 15, 3
@@ -139,17 +142,17 @@ PRUNERS = {"15 epochs each": optuna.pruners.NopPruner, "rungs": RungPruner}
 def play(name: str, pruner: str, seed: int, n_epochs: int, predict: Callable[[space.Candidate], float]) -> list[Any]:
     """One search of so many epochs: pairs of epochs spent and the true worth of what it would have chosen by then."""
     rng = np.random.default_rng([seed, zlib.crc32(f"{name}/{pruner}".encode())])
-    found = optuna.create_study(direction="maximize", sampler=SAMPLERS[name](seed), pruner=PRUNERS[pruner]())
+    study = optuna.create_study(direction="maximize", sampler=SAMPLERS[name](seed), pruner=PRUNERS[pruner]())
     spent, best, course = 0, (-math.inf, 0.0), []
     while spent < n_epochs:
-        trial = found.ask()
+        trial = study.ask()
         worth = predict(_candidate(space.suggest(trial)))
         epochs, seen = _train(trial, worth, rng)
         spent += epochs
         if seen is None:
-            found.tell(trial, state=TrialState.PRUNED)
+            study.tell(trial, state=TrialState.PRUNED)
         else:
-            found.tell(trial, seen)
+            study.tell(trial, seen)
             best = max(best, (seen, worth))
         course.append((spent, round(best[1], 4)))
     return course
@@ -157,16 +160,16 @@ def play(name: str, pruner: str, seed: int, n_epochs: int, predict: Callable[[sp
 
 def _train(trial: optuna.Trial, worth: float, rng: np.random.Generator) -> tuple[int, float | None]:
     """As the objective would: epochs trained, and the result, None if it was stopped."""
-    epochs = [{"number": epoch} for epoch in range(1, EPOCHS + 1)]
+    epochs = [EpochResult(epoch, *[0.0] * 7) for epoch in range(1, EPOCHS + 1)]  # nobody asks what else there was
     for rung in sorted(RUNGS):
-        epochs[rung - 1]["averaged_loss"] = math.exp(-(worth + rng.normal(0, NOISE[rung])))
-        trial.set_user_attr("epochs", epochs[:rung])
+        loss = math.exp(-(worth + rng.normal(0, NOISE[rung])))
+        epochs[rung - 1] = replace(epochs[rung - 1], averaged_loss=loss)
+        write_epochs(trial, epochs[:rung])
         trial.report(0.0, rung)
         if trial.should_prune():
             return rung, None
     seen = worth + rng.normal(0, NOISE[EPOCHS])
-    epochs[-1]["val_loss"] = math.exp(-seen)
-    trial.set_user_attr("epochs", epochs)
+    write_epochs(trial, [*epochs[:-1], replace(epochs[-1], val_loss=math.exp(-seen))])
     return EPOCHS, seen
 
 

@@ -21,12 +21,9 @@ from nas_mnist.cli import main as cli
 from nas_mnist.errors import ArchitectureError, NasMnistError, StudyError, shown
 from nas_mnist.model.architecture import Architecture, Conv, GlobalPool, MaxPool, parse
 from nas_mnist.model.network import count_parameters
-from nas_mnist.solution import predict
-from nas_mnist.solution import preprocess as digit
-from nas_mnist.stages import planned as jobs
-from nas_mnist.stages import search
-from nas_mnist.study import shared as study
-from nas_mnist.study import space
+from nas_mnist.solution import predict, preprocess
+from nas_mnist.stages import planned, search
+from nas_mnist.study import space, studies
 from nas_mnist.study.storage import Storage
 from nas_mnist.training import lr_finder
 
@@ -177,7 +174,7 @@ def network(solution):
 
 def _check(prediction):
     if prediction.error is None:
-        assert 0 <= prediction.digit <= 9 and 0 < prediction.confidence <= 1
+        assert 0 <= prediction.class_index <= 9 and 0 < prediction.confidence <= 1
     else:
         assert len(prediction.error.splitlines()) == 1
 
@@ -196,7 +193,7 @@ def test_damaged_picture_is_a_digit_or_one_clear_line(network, tmp_path, content
 @given(damaged(kinds=("PNG",)) | st.binary().map(lambda content: b"\x89PNG\r\n\x1a\n" + content))
 def test_reader_without_pillow_gives_a_picture_or_value_error(content):
     with contextlib.suppress(ValueError):
-        grey = digit.read_png(content)
+        grey = preprocess.read_png(content)
         assert grey.ndim == 2 and grey.isfinite().all() and grey.min() >= 0 and grey.max() <= 1 + 1e-6
 
 
@@ -215,10 +212,10 @@ def test_decompression_bomb_is_not_unpacked(network, tmp_path, width, height):
     for prediction in predict.predict(network, [str(tmp_path / "bomb.png")]):
         assert prediction.error
     if width == height == 20:
-        assert digit.read_png(bomb).shape == (20, 20)  # the rest is never unpacked
+        assert preprocess.read_png(bomb).shape == (20, 20)  # the rest is never unpacked
     else:
         with pytest.raises(ValueError, match=r"too many|damaged"):
-            digit.read_png(bomb)
+            preprocess.read_png(bomb)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "F", "LA", "I;16"])
@@ -236,7 +233,7 @@ def test_pixels_that_are_no_numbers_are_refused(value):
     grey = torch.ones(30, 30)
     grey[10:20, 10:12] = value
     with pytest.raises(ValueError, match="no numbers"):
-        digit.prepare(grey)
+        preprocess.prepare(grey)
 
 
 # --- databases and folders -------------------------------------------------------------------------------------------
@@ -252,8 +249,8 @@ def database(tmp_path_factory):
     path = tmp_path_factory.mktemp("database") / "s.db"
     storage = Storage.parse(str(path))
     opened = storage.open(create=True)
-    study.create(opened, "nas-mnist", metric="m", attributes={"identity": {"max_params": 8000}})
-    study.load(opened, "nas-mnist").enqueue_trial({"x": 1})
+    studies.create(opened, "nas-mnist", metric="m", attributes={"identity": {"max_params": 8000}})
+    studies.load(opened, "nas-mnist").enqueue_trial({"x": 1})
     opened.engine.dispose()
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA journal_mode=DELETE")
@@ -375,8 +372,8 @@ NAMES = [
 def test_database_may_be_called_what_it_likes(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     storage = Storage.parse(name)
-    study.create(storage.open(create=True), "s", metric="m", attributes={})
-    assert study.names(Storage.parse(str(tmp_path / name)).open()) == ["s"]
+    studies.create(storage.open(create=True), "s", metric="m", attributes={})
+    assert studies.names(Storage.parse(str(tmp_path / name)).open()) == ["s"]
     assert {path.name.removesuffix(".lock").split("-")[0] or "-x.db" for path in tmp_path.iterdir()} == {
         name.split("-")[0] or name
     }
@@ -410,7 +407,7 @@ def test_study_may_be_called_what_it_likes(database, tmp_path, name):
     path = tmp_path / "s.db"
     shutil.copy(database, path)
     storage = Storage.parse(str(path))
-    study.create(storage.open(), name, metric="m", attributes={})
+    studies.create(storage.open(), name, metric="m", attributes={})
     code, out, err = run("show", "--storage", path, f"--study={name}")
     assert code == 0 and "0 trained" in out and err == ""
     assert repr(name + "?") in refused("show", "--storage", path, f"--study={name}?") or len(name) == 200
@@ -504,7 +501,7 @@ def precious(tmp_path, monkeypatch, database, solution, data_dir):
 
     for module, name in (
         (search, "run_workers"),
-        (jobs, "run_workers"),
+        (planned, "run_workers"),
         (lr_finder, "range_test"),
         (search, "prepare"),
     ):

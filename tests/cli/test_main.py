@@ -14,7 +14,8 @@ from PIL import Image
 
 from nas_mnist.cli import main as cli
 from nas_mnist.data.datasets import DATASETS
-from nas_mnist.study import shared as study
+from nas_mnist.study import studies
+from nas_mnist.study.records import TrialCounts
 from nas_mnist.study.storage import Storage
 
 COMMANDS = {name for action in cli.build_parser()._subparsers._group_actions for name in action.choices}
@@ -178,8 +179,8 @@ def test_ctrl_c_stops_within_seconds_keeps_what_is_finished_and_tells_how_to_go_
     assert time.monotonic() - start < 10
     assert process.returncode == 130
     assert err.strip().splitlines()[-1].strip() == f"nas-mnist {arguments}"
-    trials = study.load(Storage.parse("studies/nas_mnist.db").open(), "nas-mnist").get_trials()
-    now = study.progress(trials)
+    trials = studies.load(Storage.parse("studies/nas_mnist.db").open(), "nas-mnist").get_trials()
+    now = TrialCounts.of(trials)
     assert now.trained >= 1 and now.running == 0 and now.waiting == now.failed
 
 
@@ -234,7 +235,7 @@ def test_baselines_train_in_worker_processes_and_are_not_repeated(capsys, in_tmp
     code, out, _ = run(capsys, *command.split(), "--json")
     (result,) = json.loads(out)
     assert code == 0 and len(result["runs"]) == 1 and result["published"]["best"] == 0.99
-    trials = study.load(Storage.parse("studies/nas_mnist.db").open(), "nas-mnist-baselines").get_trials()
+    trials = studies.load(Storage.parse("studies/nas_mnist.db").open(), "nas-mnist-baselines").get_trials()
     assert [trial.state.name for trial in trials] == ["COMPLETE"]
 
 
@@ -254,7 +255,7 @@ def test_whole_way_on_a_sibling(capsys, in_tmp, kmnist):
     )
     assert code == 0 and "next: nas-mnist show --study nas-kmnist" in out
     opened = Storage.parse("studies/nas_mnist.db").open()
-    assert study.load(opened, "nas-kmnist").user_attrs["identity"]["dataset"] == "kmnist"
+    assert studies.load(opened, "nas-kmnist").user_attrs["identity"]["dataset"] == "kmnist"
 
     quick = f"--seeds 1 --train-images 300 {place}"
     for wrong in (
@@ -281,7 +282,7 @@ def test_whole_way_on_a_sibling(capsys, in_tmp, kmnist):
     Image.fromarray(kmnist[1][0][0]).resize((99, 99)).save("picture.png")
     code, out, _ = run(capsys, "predict", "solution", "picture.png", "--json")
     (prediction,) = json.loads(out)
-    assert code == 0 and DATASETS["kmnist"].classes[prediction["digit"]] == prediction["label"]
+    assert code == 0 and DATASETS["kmnist"].classes[prediction["class_index"]] == prediction["label"]
     command = [sys.executable, "solution/model.py", "picture.png"]
     alone = subprocess.run(command, capture_output=True, text=True, check=True)
     assert alone.stdout == run(capsys, "predict", "solution", "picture.png")[1]
@@ -301,5 +302,5 @@ def test_baselines_of_a_sibling_are_compared_with_nothing(capsys, in_tmp, kmnist
     (result,) = json.loads(out)
     assert (result["dataset"], result["published"], result["difference"]) == ("kmnist", None, None)
     opened = Storage.parse("studies/nas_mnist.db").open()
-    (trial,) = study.load(opened, "nas-kmnist-baselines").get_trials()
+    (trial,) = studies.load(opened, "nas-kmnist-baselines").get_trials()
     assert "published_accuracy" not in trial.user_attrs

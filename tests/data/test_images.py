@@ -14,15 +14,15 @@ import raw_files
 import torch
 import torchvision.datasets
 
-from nas_mnist.data import images as data
 from nas_mnist.data.datasets import DATASETS, MNIST, Normalisation
 from nas_mnist.data.folds import CONFIRM_PARTITION, N_FOLDS, fold, n_search_images, search_split
+from nas_mnist.data.images import Images, load_test, load_train
 from nas_mnist.data.unpacking import _PACKAGED, checksums, measure, prepare
 from nas_mnist.errors import DataError
 
 
 def test_data_is_the_original_mnist(data_dir):
-    train, test = data.load_train(data_dir), data.load_test(data_dir)
+    train, test = load_train(data_dir), load_test(data_dir)
     assert train.pixels.shape == (60_000, 28, 28) and train.pixels.dtype == torch.uint8
     assert len(test) == 10_000
     assert torch.bincount(train.labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
@@ -86,7 +86,7 @@ def test_many_processes_may_unpack_at_once(tmp_path):
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         pool.map(partial(_prepare, tmp_path), range(3))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mnist", "mnist.lock"]
-    assert len(data.load_test(tmp_path)) == 10_000
+    assert len(load_test(tmp_path)) == 10_000
 
 
 def _prepare(folder, _):
@@ -116,7 +116,7 @@ def test_files_the_user_put_there_are_read(tmp_path):
     for packed in (_PACKAGED).glob("*.gz"):
         (raw / packed.stem).write_bytes(gzip.decompress(packed.read_bytes()))
     prepare(tmp_path)
-    assert len(data.load_train(tmp_path)) == 60_000
+    assert len(load_train(tmp_path)) == 60_000
 
 
 def test_damaged_original_file_is_refused_and_nothing_is_left(tmp_path):
@@ -146,8 +146,8 @@ def test_files_of_a_sibling_are_read_upright_and_left_as_they_are(dataset, packe
     raw = raw_files.write(dataset, tmp_path, arrays, packed=packed)
     before = {path.name: path.read_bytes() for path in raw.iterdir()}
     prepare(tmp_path, dataset)
-    assert raw_files.as_written(arrays, data.load_train(tmp_path, dataset), 0)
-    assert raw_files.as_written(arrays, data.load_test(tmp_path, dataset), 1)
+    assert raw_files.as_written(arrays, load_train(tmp_path, dataset), 0)
+    assert raw_files.as_written(arrays, load_test(tmp_path, dataset), 1)
     assert {path.name: path.read_bytes() for path in raw.iterdir()} == before
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([dataset.loader, dataset.name, f"{dataset.name}.lock"])
 
@@ -157,15 +157,15 @@ def test_normalisation_of_a_sibling_is_that_of_its_training_images(dataset, tmp_
     arrays = raw_files.make(dataset)
     raw_files.write(dataset, tmp_path, arrays)
     prepare(tmp_path, dataset)
-    found = data.load_test(tmp_path, dataset).normalisation
+    found = load_test(tmp_path, dataset).normalisation
     white = arrays[0] / 255
-    assert found == data.load_train(tmp_path, dataset).normalisation
+    assert found == load_train(tmp_path, dataset).normalisation
     assert (found.mean, found.std) == (round(white.mean(), 4), round(white.std(), 4))
     assert "normalisation.json" in checksums(tmp_path, dataset)
 
 
 def test_parts_of_images_keep_the_normalisation():
-    images = data.Images(torch.zeros(9, 28, 28), torch.zeros(9), torch.arange(9), Normalisation(0.5, 0.25))
+    images = Images(torch.zeros(9, 28, 28), torch.zeros(9), torch.arange(9), Normalisation(0.5, 0.25))
     assert images.part(torch.arange(3)).to(torch.device("cpu")).normalisation == Normalisation(0.5, 0.25)
 
 
@@ -210,7 +210,7 @@ def test_advice_on_a_missing_download_is_enough(dataset, tmp_path, no_network):
         prepare(tmp_path, dataset)
     raw_files.write(dataset, tmp_path, raw_files.make(dataset), packed=True)
     prepare(tmp_path, dataset)
-    assert len(data.load_train(tmp_path, dataset)) == 600
+    assert len(load_train(tmp_path, dataset)) == 600
 
 
 def cut(raw, name):
@@ -275,7 +275,7 @@ def test_what_is_not_there_is_downloaded_once(mirror, tmp_path):
     raw, asked = mirror
     for _ in range(2):
         prepare(tmp_path / "d", SIBLINGS[1])
-    assert raw_files.as_written(raw_files.make(SIBLINGS[1]), data.load_test(tmp_path / "d", SIBLINGS[1]), 1)
+    assert raw_files.as_written(raw_files.make(SIBLINGS[1]), load_test(tmp_path / "d", SIBLINGS[1]), 1)
     assert set(asked) == {f"/{path.name}" for path in raw.iterdir()}
     assert sorted(p.name for p in (tmp_path / "d").iterdir()) == ["kmnist", "kmnist.lock"]
 
@@ -295,5 +295,5 @@ def test_search_has_all_but_one_fold_to_train_on(name, n):
 def test_number_of_search_images_is_that_of_the_split():
     for n in (59, 60, 61):
         dataset = replace(MNIST, n_train_images=n)
-        images = data.Images(torch.zeros(n, 28, 28), torch.arange(n) % 10, torch.arange(n), MNIST.normalisation)
+        images = Images(torch.zeros(n, 28, 28), torch.arange(n) % 10, torch.arange(n), MNIST.normalisation)
         assert len(search_split(images).train) == n_search_images(dataset)

@@ -46,7 +46,7 @@ def test_images_are_in_the_cache_folder_unless_the_user_names_another(home, monk
     [
         lambda: SearchSettings(STORAGE),
         lambda: ConfirmSettings(STORAGE),
-        lambda: RetrainSettings(STORAGE, CHOSEN),
+        lambda: RetrainSettings(STORAGE, chosen=CHOSEN),
         lambda: BaselineSettings(STORAGE),
     ],
     ids=["search", "confirm", "retrain", "baselines"],

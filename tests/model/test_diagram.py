@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from nas_mnist.model import diagram as drawing
+from nas_mnist.model import diagram
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.zoo import ZOO
 from nas_mnist.study import space
@@ -29,7 +29,7 @@ def _texts(picture: str, kind: str) -> list[str]:
 def test_every_map_is_labelled_with_its_size_and_its_token(name):
     architecture = ZOO[name].architecture
     labels = [
-        t.text for t in ElementTree.fromstring(drawing.svg(architecture)).iter(f"{SVG}text") if "class" in t.attrib
+        t.text for t in ElementTree.fromstring(diagram.svg(architecture)).iter(f"{SVG}text") if "class" in t.attrib
     ]
     expected = ["1×28×28", None]
     for shape in architecture.shapes:
@@ -38,7 +38,7 @@ def test_every_map_is_labelled_with_its_size_and_its_token(name):
 
 
 def test_operations_are_named_and_told_apart_by_colour():
-    picture = drawing.svg(parse("c8 d16s2 M c8k1 G c10k1-"))
+    picture = diagram.svg(parse("c8 d16s2 M c8k1 G c10k1-"))
     assert _texts(picture, "fill") == ["image", "3×3", "sep 3×3 /2", "max-pool", "1×1", "mean", "1×1"]
     root = ElementTree.fromstring(picture)
     fills = [rect.attrib["fill"] for rect in root.iter(f"{SVG}rect") if "fill" in rect.attrib]
@@ -47,7 +47,7 @@ def test_operations_are_named_and_told_apart_by_colour():
 
 @pytest.mark.parametrize("token", ["c8", "d8", "c8k1", "M", "G"])
 def test_operations_are_legible_on_their_colour(token):
-    operation = drawing._operation(parse(f"c8 {token} c10k1- G").layers[1])
+    operation = diagram._operation(parse(f"c8 {token} c10k1- G").layers[1])
     assert _contrast(operation.fill, operation.ink) >= 4.5
 
 
@@ -63,7 +63,7 @@ def _contrast(*colours: str) -> float:
 
 
 def test_a_box_is_as_tall_as_the_map_and_as_thick_as_its_channels():
-    fronts = re.findall(r'fill-opacity="1.0" d="M\S+ \S+?v-([\d.]+)h([\d.]+)', drawing.svg(parse(EXAMPLES["era1a7"])))
+    fronts = re.findall(r'fill-opacity="1.0" d="M\S+ \S+?v-([\d.]+)h([\d.]+)', diagram.svg(parse(EXAMPLES["era1a7"])))
     shapes = [(28, 1), *((s.side, s.channels) for s in ZOO["era1a7"].architecture.shapes)]
     heights, thicknesses = ([float(front[i]) for front in fronts] for i in (0, 1))
     assert heights == [pytest.approx(3 * side) for side, _ in shapes]
@@ -72,7 +72,7 @@ def test_a_box_is_as_tall_as_the_map_and_as_thick_as_its_channels():
 
 
 def test_a_picture_needs_nothing_from_elsewhere():
-    picture = drawing.svg(parse(LONGEST))
+    picture = diagram.svg(parse(LONGEST))
     assert re.findall(r"https?://[^\"]+", picture) == ["http://www.w3.org/2000/svg"]
     assert "href" not in picture and "url(" not in picture
 
@@ -89,7 +89,7 @@ def test_the_longest_network_of_the_space_is_among_the_examples():
 def test_labels_overlap_nowhere_and_nothing_sticks_out(page, screenshots, colour_scheme):
     page.emulate_media(color_scheme=colour_scheme)
     background = {"light": "#fff", "dark": "#111"}[colour_scheme]
-    pictures = "".join(f"<p>{drawing.svg(parse(line))}</p>" for line in EXAMPLES.values())
+    pictures = "".join(f"<p>{diagram.svg(parse(line))}</p>" for line in EXAMPLES.values())
     page.set_content(f'<body style="background:{background}">{pictures}')
     page.screenshot(path=screenshots / f"drawings-{colour_scheme}.png", full_page=True)
     svgs = page.evaluate(

@@ -32,8 +32,9 @@ from rich.table import Table
 
 from nas_mnist.errors import NasMnistError
 from nas_mnist.solution import predict
-from nas_mnist.study import ownership
-from nas_mnist.study import shared as study
+from nas_mnist.study import ownership, studies
+from nas_mnist.study.records import TrialCounts
+from nas_mnist.study.shared import MAX_RETRIES
 from nas_mnist.study.storage import Storage
 
 TRIALS_A_ROUND, FAULTS_A_ROUND, WORKERS, EPOCHS = 5, 4, 2, 2
@@ -120,9 +121,9 @@ def trials_of(search: Search) -> list[FrozenTrial]:
     if not search.storage.path.exists():
         return []
     opened = search.storage.open()
-    if "nas-mnist" not in study.names(opened):
+    if "nas-mnist" not in studies.names(opened):
         return []
-    return study.load(opened, "nas-mnist").get_trials(deepcopy=False)
+    return studies.load(opened, "nas-mnist").get_trials(deepcopy=False)
 
 
 def n_running(search: Search) -> int:
@@ -259,15 +260,15 @@ def tried_again(trials: list[FrozenTrial]) -> set[int]:
 
 def violations(trials: list[FrozenTrial], n_trials: int) -> Iterator[str]:
     """What is wrong with a study whose search has ended by itself."""
-    now = study.progress(trials)
+    now = TrialCounts.of(trials)
     if now.trained != n_trials:
         yield f"{now.trained} trials are trained, not {n_trials}"
     if now.running:
         yield f"{now.running} trials are left running"
     for trial in trials:
-        if len(history(trial)) > study.MAX_RETRIES:
+        if len(history(trial)) > MAX_RETRIES:
             yield f"trial {trial.number} is the {len(history(trial))}th repetition of one candidate"
-        given_up = len(history(trial)) >= study.MAX_RETRIES
+        given_up = len(history(trial)) >= MAX_RETRIES
         if trial.state == TrialState.FAIL and not given_up and trial.number not in tried_again(trials):
             yield f"trial {trial.number} was interrupted and never queued again"
         if trial.state == TrialState.COMPLETE and len(trial.intermediate_values) != EPOCHS:
@@ -361,9 +362,9 @@ class Soak:
         """Until somebody has come across what the fault left behind: the parent's other worker, or the next run."""
         time.sleep(1)
         self._go_on()
-        found = study.load(self.search.storage.open(), "nas-mnist")
+        study = studies.load(self.search.storage.open(), "nas-mnist")
         running = (TrialState.RUNNING,)
-        self.search.wait(lambda: not any(map(ownership.is_orphan, found.get_trials(deepcopy=False, states=running))))
+        self.search.wait(lambda: not any(map(ownership.is_orphan, study.get_trials(deepcopy=False, states=running))))
 
     def export(self) -> None:
         """Killed at some moment; the folder is a whole solution, this one's or an earlier one's, or it is not there."""
@@ -465,7 +466,7 @@ def _run(soak: Soak, n_rounds: int, console: Console) -> None:
             if number == 0:
                 retrain(soak.search)
             soak.export()
-            now = study.progress(trials_of(soak.search))
+            now = TrialCounts.of(trials_of(soak.search))
             console.print(
                 f"round {number + 1}: {now.trained} trials trained, {now.failed} interrupted so far, "
                 f"{len(soak.complaints)} complaints",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_folding import ODD
 
-from nas_mnist.data import images as data
+from nas_mnist.data.images import load_test
 from nas_mnist.errors import SolutionError
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.zoo import ZOO
@@ -25,7 +25,7 @@ from nas_mnist.training.augmentation import normalise
 
 @pytest.fixture(scope="module")
 def test_images(data_dir):
-    return data.load_test(data_dir)
+    return load_test(data_dir)
 
 
 def few(images, n):

@@ -10,13 +10,12 @@ from optuna.samplers import RandomSampler
 from torch.nn import functional as F
 
 from nas_mnist.cli import main as cli
-from nas_mnist.data import images as data
 from nas_mnist.data.datasets import MNIST
+from nas_mnist.data.images import load_test
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.network import build
 from nas_mnist.model.zoo import ZOO
-from nas_mnist.solution import demo, predict
-from nas_mnist.solution import preprocess as digit
+from nas_mnist.solution import demo, predict, preprocess
 from nas_mnist.study.space import suggest, to_candidate
 from nas_mnist.task import MAX_PARAMS
 from nas_mnist.training.augmentation import normalise
@@ -36,7 +35,7 @@ UNUSUAL = [
 
 @pytest.fixture(scope="module")
 def test_images(data_dir):
-    return data.load_test(data_dir)
+    return load_test(data_dir)
 
 
 @pytest.fixture
@@ -186,7 +185,7 @@ def ink_on_pad(page):
 def test_strokes_of_the_mouse_are_prepared_and_read_as_predict_does(opened, solution, strokes):
     assert heights(opened) == [0] * 10
     draw(opened, strokes)
-    expected = digit.prepare(ink_on_pad(opened))
+    expected = preprocess.prepare(ink_on_pad(opened))
     image = torch.tensor(opened.evaluate("Array.from(shown.image)")).reshape(28, 28)
     assert ((image - MEAN) / STD - expected[0, 0]).abs().max() < 1e-3
     with torch.no_grad():
@@ -208,7 +207,7 @@ def test_any_ink_is_prepared_as_predict_does(opened, test_images, side):
         ink[2 : 2 + size[0], 5 : 5 + size[1]] = F.interpolate(part, size=size, mode="bilinear")[0, 0]
         ink = ink.round().to(torch.uint8)
         found = torch.tensor(opened.evaluate(script, [encoded(ink), side]))
-        expected = digit.prepare(ink / 255) * STD + MEAN
+        expected = preprocess.prepare(ink / 255) * STD + MEAN
         assert (found - expected.flatten()).abs().max() < 1e-3
 
 
@@ -230,7 +229,7 @@ def test_every_stroke_changes_the_bars_and_can_be_taken_back(opened):
 def test_feature_maps_show_every_layer_of_the_drawing(opened, solution):
     draw(opened, SEVEN)
     network = predict.load(solution).network
-    x = digit.prepare(ink_on_pad(opened))
+    x = preprocess.prepare(ink_on_pad(opened))
     for n, layer in enumerate(network):
         with torch.no_grad():
             x = layer(x)

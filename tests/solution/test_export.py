@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from nas_mnist.data import images as data
+from nas_mnist.data.images import load_test
 from nas_mnist.data.unpacking import _ARRAYS
 from nas_mnist.errors import BudgetError, SolutionError
 from nas_mnist.model.architecture import parse
@@ -104,7 +104,7 @@ def test_onnx_takes_any_batch_and_predicts_the_same(solution, data_dir):
     from nas_mnist.solution.predict import load
     from nas_mnist.training.augmentation import normalise
 
-    test = data.load_test(data_dir)
+    test = load_test(data_dir)
     session = onnxruntime.InferenceSession(solution / "model.onnx")
     pixels, _ = next(test.batches(333))
     normalised = normalise(pixels, test.normalisation)

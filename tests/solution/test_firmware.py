@@ -5,7 +5,7 @@ import compiled
 import pytest
 import torch
 
-from nas_mnist.data import images as data
+from nas_mnist.data.images import load_test
 from nas_mnist.errors import SolutionError
 from nas_mnist.solution import embedded, firmware
 from nas_mnist.solution.predict import load
@@ -17,7 +17,7 @@ N_IMAGES = 100
 @pytest.fixture(scope="module")
 def canonical(data_dir, images, tmp_path_factory):
     """The canonical solution as C, what onnxruntime makes of it in int8, and what PyTorch does, of the first images."""
-    folder, test = tmp_path_factory.mktemp("firmware"), data.load_test(data_dir)
+    folder, test = tmp_path_factory.mktemp("firmware"), load_test(data_dir)
     few = replace(test, pixels=test.pixels[:N_IMAGES], labels=test.labels[:N_IMAGES], indices=torch.arange(N_IMAGES))
     network = load(CANONICAL).network
     int8 = embedded.write_int8(network, images, few, folder)

@@ -5,9 +5,9 @@ import torch
 
 from nas_mnist.data.images import load_test
 from nas_mnist.solution import export
-from nas_mnist.solution import model_card as card
 from nas_mnist.solution.export import Judged, Source
-from nas_mnist.study import shared as study
+from nas_mnist.solution.model_card import _embedded, model_card
+from nas_mnist.study import studies
 from nas_mnist.study.storage import Storage
 
 SOURCE = Source("s.db", "nas-mnist", 100)
@@ -34,7 +34,7 @@ def write(retrained, data_dir):
         test = load_test(data_dir)
         judged = Judged(test, torch.nn.functional.one_hot(test.labels).float())
         changed = replace(retrained, **changes)
-        return " ".join(card.model_card(changed, export._record(changed, source, judged, {}) | INT8).split())
+        return " ".join(model_card(changed, export._record(changed, source, judged, {}) | INT8).split())
 
     return written
 
@@ -84,15 +84,15 @@ def test_source_is_what_the_storage_knows_of_the_search(tmp_path):
     storage = Storage.parse(str(tmp_path / "s.db"))
     opened = storage.open(create=True)
     assert Source.find(storage, "nas-mnist") == Source(str(storage), "nas-mnist", None, {})
-    study.create(opened, "nas-mnist", metric="m", attributes={"identity": {"train_images": 300}})
+    studies.create(opened, "nas-mnist", metric="m", attributes={"identity": {"train_images": 300}})
     assert Source.find(storage, "nas-mnist") == Source(str(storage), "nas-mnist", 0, {"train_images": 300})
 
 
 def test_board_table_tells_what_was_measured_or_why_nothing_was():
     record = {**INT8, "test_accuracy": 0.98, "n_macs": 1_405_042}
-    told = card._embedded(record | {"c": {"n_images": 100, "tools": ["gcc 12", "QEMU 7"], "boards": [BOARD]}})
+    told = _embedded(record | {"c": {"n_images": 100, "tools": ["gcc 12", "QEMU 7"], "boards": [BOARD]}})
     assert "97.00% of the test set, 98.00% in float32 (lost: +1.00 points)" in " ".join(told.split())
     assert "| Cortex-M4 | int8 | 13,494 | 32,912 | 1,405,042 | 11,759,320 | 97.00% |" in told and "QEMU 7" in told
-    unmeasured = card._embedded(record | {"c": {"not_measured": "without qemu-system-arm", "boards": []}})
+    unmeasured = _embedded(record | {"c": {"not_measured": "without qemu-system-arm", "boards": []}})
     assert "was not measured on a board, without qemu-system-arm." in unmeasured and "| Cortex" not in unmeasured
-    assert "nas-mnist export --c" in card._embedded(record)
+    assert "nas-mnist export --c" in _embedded(record)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from nas_mnist.cli import main as cli
-from nas_mnist.data import images as data
+from nas_mnist.data.images import load_test
 from nas_mnist.errors import SolutionError
 from nas_mnist.solution import predict
 from nas_mnist.solution.preprocess import prepare, read_png
@@ -28,7 +28,7 @@ def picture(pixels, *, side=28, dark_on_light=False, place=None, mode="L"):
 
 
 def test_test_images_are_prepared_to_what_they_were(data_dir, network):
-    test = data.load_test(data_dir)
+    test = load_test(data_dir)
     pixels, _ = test.select(torch.arange(300))
     again = torch.cat([prepare(image / 255) for image in pixels])
     with torch.no_grad():
@@ -56,7 +56,7 @@ def test_any_size_place_and_shade_gives_the_same_digit(images, solution, network
     (found,) = predict.predict(predict.load(solution), [str(path)])
     with torch.no_grad():
         expected = network(normalise(images.pixels[:1], images.normalisation)).argmax().item()
-    assert found.digit == expected and 0 < found.confidence <= 1 and found.error is None
+    assert found.class_index == expected and 0 < found.confidence <= 1 and found.error is None
 
 
 def test_own_png_reader_agrees_with_pillow(images, tmp_path):
@@ -87,7 +87,7 @@ def test_files_that_are_no_picture_get_one_line_each_and_the_others_go_on(images
     assert [line.split(": ")[0] for line in captured.err.splitlines()] == bad
     assert cli.main(["predict", str(solution), str(good), "--json"]) == 0
     (entry,) = json.loads(capsys.readouterr().out)
-    assert entry["path"] == str(good) and 0 <= entry["digit"] <= 9
+    assert entry["path"] == str(good) and 0 <= entry["class_index"] <= 9
 
 
 @pytest.mark.parametrize("name", ["solution.json", "weights.safetensors"])

@@ -22,7 +22,7 @@ def solved(tmp_path_factory, data_dir):
         for stopped in (True, False):
             with pytest.MonkeyPatch.context() as stop:
                 if stopped:
-                    stop.setattr(retrain, "run_jobs", _stopped)
+                    stop.setattr(retrain, "run_planned", _stopped)
                 told.append(_run())
     return folder, told
 

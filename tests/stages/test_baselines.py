@@ -7,13 +7,12 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from nas_mnist.data import images as data
 from nas_mnist.data.folds import search_split
+from nas_mnist.data.images import load_test
 from nas_mnist.errors import ArchitectureError, StudyError
 from nas_mnist.model.network import build
 from nas_mnist.model.zoo import ZOO
-from nas_mnist.stages import baselines
-from nas_mnist.stages import planned as jobs
+from nas_mnist.stages import baselines, planned
 from nas_mnist.stages.baselines import (
     BaselineResult,
     BaselineRun,
@@ -21,9 +20,9 @@ from nas_mnist.stages.baselines import (
     Training,
     train_baselines,
 )
-from nas_mnist.stages.planned import JobsBegan, JobStarted
+from nas_mnist.stages.planned import RunsBegan, RunStarted
 from nas_mnist.stages.trial import EpochTrained
-from nas_mnist.study import shared as study
+from nas_mnist.study import studies
 from nas_mnist.study.storage import Storage
 from nas_mnist.training.evaluation import predict
 from nas_mnist.training.loop import train
@@ -41,9 +40,9 @@ def settings(tmp_path, data_dir, monkeypatch):
         for worker in workers:
             work(worker, partial(on_event, worker))
 
-    test_images = data.load_test(data_dir)
-    monkeypatch.setattr(jobs, "run_workers", in_process)
-    monkeypatch.setattr(baselines, "load_test", lambda *_: test_images.part(test_images.indices[:300]))
+    test_images = load_test(data_dir)
+    monkeypatch.setattr(planned, "run_workers", in_process)
+    monkeypatch.setattr(planned, "load_test", lambda *_: test_images.part(test_images.indices[:300]))
     storage = Storage.parse(str(tmp_path / "s.db"))
     return BaselineSettings(storage, names=NAMES, n_seeds=2, epochs=1, train_images=200, data_dir=data_dir)
 
@@ -54,11 +53,11 @@ def run(settings, events=None):
 
 
 def started(events):
-    return [e.name for e in events if isinstance(e, JobStarted)]
+    return [e.name for e in events if isinstance(e, RunStarted)]
 
 
 def trials(settings, *states):
-    return study.load(settings.storage.open(), settings.study_name).get_trials(states=states or None)
+    return studies.load(settings.storage.open(), settings.study_name).get_trials(states=states or None)
 
 
 def test_every_system_is_trained_with_every_seed_and_stored_for_the_dashboard(settings):
@@ -80,7 +79,7 @@ def test_finished_runs_are_never_repeated_and_more_seeds_add_to_them(settings):
     first = run(replace(settings, n_seeds=1))
     events = []
     results = run(settings, events)
-    assert events[0] == JobsBegan(n_left=2, n_done=2, epochs_per_job=1)
+    assert events[0] == RunsBegan(n_left=2, n_done=2, epochs_per_run=1)
     assert started(events) == [f"{name} seed 1" for name in NAMES]
     assert [r.runs[0] for r in results] == [r.runs[0] for r in first]
     assert started_again(settings) == []
@@ -159,7 +158,7 @@ def test_unknown_system_is_refused(settings):
 
 
 def test_all_training_images_and_all_test_images_are_used_unless_told_otherwise(data_dir):
-    split = baselines._split(BaselineSettings(Storage("sqlite:///x.db"), data_dir=data_dir))
+    split = planned.full_split(BaselineSettings(Storage("sqlite:///x.db"), data_dir=data_dir))
     assert (len(split.train), len(split.val)) == (60_000, 10_000)
     assert split.val.pixels.shape == (10_000, 28, 28)
 

@@ -8,11 +8,9 @@ from optuna.trial import TrialState, create_trial
 from nas_mnist.data.folds import fold, n_fold_images
 from nas_mnist.errors import DataError, StudyError, TrainingDiverged
 from nas_mnist.model.architecture import parse
-from nas_mnist.stages import confirm
-from nas_mnist.stages import planned as jobs
+from nas_mnist.stages import confirm, planned
 from nas_mnist.stages.confirm import Confirmed, ConfirmSettings
-from nas_mnist.study import ownership
-from nas_mnist.study import shared as study
+from nas_mnist.study import ownership, studies
 from nas_mnist.study.space import Candidate
 from nas_mnist.study.storage import Storage
 from nas_mnist.training.loop import EpochResult
@@ -30,10 +28,10 @@ def settings(tmp_path, monkeypatch, data_dir):
         for worker in workers:
             work(worker, partial(on_event, worker))
 
-    monkeypatch.setattr(jobs, "run_workers", in_process)
+    monkeypatch.setattr(planned, "run_workers", in_process)
     storage = Storage.parse(str(tmp_path / "s.db"))
-    study.create(storage.open(create=True), "nas-mnist", metric="m", attributes={})
-    searched = study.load(storage.open(), "nas-mnist")
+    studies.create(storage.open(create=True), "nas-mnist", metric="m", attributes={})
+    searched = studies.load(storage.open(), "nas-mnist")
     for line, score in zip(LINES, (0.99, 0.98, 0.97), strict=True):
         candidate = Candidate(parse(line), Recipe(epochs=1))
         searched.add_trial(create_trial(value=score, user_attrs=candidate.to_dict()))
@@ -113,7 +111,7 @@ def test_other_folds_are_another_confirmation(settings, monkeypatch):
 
 
 def test_study_without_finished_candidates_says_what_to_do(settings):
-    study.create(settings.storage.open(), "empty", metric="m", attributes={})
+    studies.create(settings.storage.open(), "empty", metric="m", attributes={})
     with pytest.raises(StudyError, match="nas-mnist search"):
         run(replace(settings, study_name="empty"))
 
@@ -159,7 +157,7 @@ def test_more_images_than_a_fold_has_are_refused_before_anything_is_written(sett
     with pytest.raises(DataError, match=f"2 to {most} training images to choose from, not {asked:,}"):
         run(replace(settings, n_folds=n_folds, train_images=asked))
     assert settings.storage.path.read_bytes() == before
-    assert study.names(settings.storage.open()) == ["nas-mnist"]
+    assert studies.names(settings.storage.open()) == ["nas-mnist"]
 
 
 def test_quick_look_of_another_selection_of_images_is_another_confirmation(settings, monkeypatch):
@@ -167,7 +165,7 @@ def test_quick_look_of_another_selection_of_images_is_another_confirmation(setti
     quick = replace(settings, n_folds=2, train_images=3000)
     identity = {"dataset": "mnist", "folds": 2, "seeds": 1, "train_images": 3000, "partition": 1}
     attributes = {"identity": identity}  # as it was when 3,125 were trained on
-    study.create(settings.storage.open(), "nas-mnist-confirm", metric="m", attributes=attributes)
+    studies.create(settings.storage.open(), "nas-mnist-confirm", metric="m", attributes=attributes)
     with pytest.raises(StudyError, match="results of both cannot be compared"):
         run(quick)
 
@@ -190,6 +188,6 @@ def test_lead_is_a_paired_test():
 
 
 def test_failed_trials_are_no_confirmation(settings):
-    study.create(settings.storage.open(), "nas-mnist-confirm", metric="m", attributes={})
-    study.load(settings.storage.open(), "nas-mnist-confirm").add_trial(create_trial(state=TrialState.FAIL))
+    studies.create(settings.storage.open(), "nas-mnist-confirm", metric="m", attributes={})
+    studies.load(settings.storage.open(), "nas-mnist-confirm").add_trial(create_trial(state=TrialState.FAIL))
     assert confirm.ranking(settings.storage.open(), "nas-mnist") == []

@@ -9,9 +9,9 @@ from nas_mnist.stages import frontier
 from nas_mnist.stages.confirm import Confirmed, ConfirmSettings
 from nas_mnist.stages.frontier import Best, FrontierSettings
 from nas_mnist.stages.search import SearchSettings
-from nas_mnist.study import shared as study
+from nas_mnist.study import studies
 from nas_mnist.study.storage import Storage
-from nas_mnist.views import tables as report
+from nas_mnist.views import tables
 from nas_mnist.workers.events import Worker
 
 
@@ -44,16 +44,16 @@ def test_every_budget_is_searched_and_confirmed_and_nothing_twice(settings):
     assert [point.budget for point in points] == [200, 400]
     assert all(point.confirmed.n_parameters < point.budget and len(point.confirmed.accuracies) == 2 for point in points)
     assert points[1].confirmed.mean >= points[0].confirmed.mean
-    n_trained = {name: study.count_trained(settings.search.storage.open(), name) for name in names}
+    n_trained = {name: studies.count_trained(settings.search.storage.open(), name) for name in names}
     assert frontier.frontier(settings, [Worker(0, "cpu")], follow) == points
-    assert {name: study.count_trained(settings.search.storage.open(), name) for name in names} == n_trained
+    assert {name: studies.count_trained(settings.search.storage.open(), name) for name in names} == n_trained
 
 
 def test_the_best_of_a_budget_are_tried_under_the_next_smaller(settings):
     settings = replace(settings, search=replace(settings.search, warm_start=False), budgets=(1000, 2000))
     frontier.frontier(settings, [Worker(0, "cpu")], lambda stage: nullcontext(lambda worker, event: None))
     opened = settings.search.storage.open()
-    large, small = (study.load(opened, name).get_trials()[0] for name in ("nas-mnist-2000", "nas-mnist-1000"))
+    large, small = (studies.load(opened, name).get_trials()[0] for name in ("nas-mnist-2000", "nas-mnist-1000"))
     assert small.params == large.params
     assert small.user_attrs["reference"] == "trial 0 of study nas-mnist-2000"
     assert small.user_attrs["n_parameters"] < 1000 <= large.user_attrs["n_parameters"] < 2000
@@ -62,7 +62,7 @@ def test_the_best_of_a_budget_are_tried_under_the_next_smaller(settings):
 def test_study_of_one_of_the_budgets_is_reused(settings):
     opened = settings.search.storage.open(create=True)
     identity = {"max_params": 400}
-    study.create(opened, "nas-mnist", metric="accuracy", attributes={"identity": identity})
+    studies.create(opened, "nas-mnist", metric="accuracy", attributes={"identity": identity})
     assert [s.study_name for s in settings.searches()] == ["nas-mnist-200", "nas-mnist"]
 
 
@@ -89,13 +89,13 @@ def test_images_that_a_fold_has_not_are_refused_before_anything_is_written(setti
 
 @pytest.mark.parametrize(("budget", "published"), [(697, []), (698, ["99.03"]), (4000, ["99.52"]), (7500, ["99.53"])])
 def test_best_published_network_is_below_the_budget(budget, published):
-    assert [f"{100 * mark.accuracy:.2f}" for mark in report.best_published(budget)] == published
+    assert [f"{100 * mark.accuracy:.2f}" for mark in tables.best_published(budget)] == published
 
 
 def test_what_was_published_of_mnist_is_not_held_against_another_dataset():
     points = [made(500, 450, 0.98, 0.99), made(1000, 900, 0.97, 0.98)]
-    columns = [column.header for column in report.frontier_table(points, DATASETS["kmnist"]).columns]
+    columns = [column.header for column in tables.frontier_table(points, DATASETS["kmnist"]).columns]
     assert "published, test" not in columns
-    labels = report.frontier_figure(points, DATASETS["kmnist"]).axes[0].get_legend_handles_labels()[1]
+    labels = tables.frontier_figure(points, DATASETS["kmnist"]).axes[0].get_legend_handles_labels()[1]
     assert labels == ["confirmed on fresh folds, mean ± SD"]
-    assert len(report.frontier_figure(points).axes[0].get_legend_handles_labels()[1]) == 3
+    assert len(tables.frontier_figure(points).axes[0].get_legend_handles_labels()[1]) == 3

@@ -5,21 +5,20 @@ import pytest
 import torch
 from optuna.trial import TrialState, create_trial
 
-from nas_mnist.data import images as data
 from nas_mnist.data.datasets import DATASETS
+from nas_mnist.data.images import load_test
 from nas_mnist.errors import BudgetError, StudyError
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.network import build
-from nas_mnist.stages import confirm, retrain
-from nas_mnist.stages import planned as jobs
+from nas_mnist.stages import confirm, planned, retrain
 from nas_mnist.stages.retrain import Chosen, RetrainSettings, Verdict
-from nas_mnist.study import shared as study
+from nas_mnist.study import studies
 from nas_mnist.study.space import Candidate
 from nas_mnist.study.storage import Storage
 from nas_mnist.training.evaluation import evaluate
 from nas_mnist.training.loop import EpochResult
 from nas_mnist.training.recipe import Recipe
-from nas_mnist.views import tables as report
+from nas_mnist.views import tables
 from nas_mnist.workers.events import Worker
 
 CANDIDATE = Candidate(parse("c6 M c8 M c10k1- G"), Recipe(epochs=2))
@@ -28,7 +27,7 @@ CANDIDATE = Candidate(parse("c6 M c8 M c10k1- G"), Recipe(epochs=2))
 @pytest.fixture
 def settings(tmp_path, data_dir):
     return RetrainSettings(
-        Storage.parse(str(tmp_path / "s.db")), Chosen(CANDIDATE), n_seeds=2, train_images=500, data_dir=data_dir
+        Storage.parse(str(tmp_path / "s.db")), chosen=Chosen(CANDIDATE), n_seeds=2, train_images=500, data_dir=data_dir
     )
 
 
@@ -45,7 +44,7 @@ def test_every_seed_meets_the_test_set_and_the_weights_of_the_first_are_kept(set
     assert retrained.mean == pytest.approx(sum(r.epochs[-1].val_accuracy for r in retrained.runs) / 2)
     network = build(CANDIDATE.architecture, seed=99)
     network.load_state_dict(retrained.weights)
-    assert evaluate(network, data.load_test(data_dir))[1] == retrained.runs[0].accuracy
+    assert evaluate(network, load_test(data_dir))[1] == retrained.runs[0].accuracy
 
     again = run(replace(settings, n_seeds=1))  # nothing is trained twice, and all seeds there are count
     assert again.runs == retrained.runs
@@ -78,9 +77,9 @@ def searched(settings):
     """A search of two trials, the second of which the confirmation liked better."""
     opened = settings.storage.open(create=True)
     for name in ("nas-mnist", "nas-mnist-confirm"):
-        study.create(opened, name, metric="m", attributes={})
+        studies.create(opened, name, metric="m", attributes={})
     for score in (0.99, 0.98):
-        study.load(opened, "nas-mnist").add_trial(create_trial(value=score, user_attrs=CANDIDATE.to_dict()))
+        studies.load(opened, "nas-mnist").add_trial(create_trial(value=score, user_attrs=CANDIDATE.to_dict()))
     return settings.storage
 
 
@@ -93,8 +92,8 @@ def add_confirmation(storage, trial, accuracies):
         "folds": len(accuracies),
         "seeds": 1,
     }
-    found = study.load(storage.open(), "nas-mnist-confirm")
-    found.add_trial(create_trial(value=sum(accuracies) / len(accuracies), user_attrs=attributes))
+    study = studies.load(storage.open(), "nas-mnist-confirm")
+    study.add_trial(create_trial(value=sum(accuracies) / len(accuracies), user_attrs=attributes))
 
 
 def test_winner_of_the_confirmation_is_chosen_not_that_of_the_search(searched):
@@ -137,7 +136,7 @@ def test_task_is_one_of_mnist():
 
 
 def test_training_uses_all_images_unless_told_otherwise(settings):
-    split = retrain._split(replace(settings, train_images=60_000))
+    split = planned.full_split(replace(settings, train_images=60_000))
     assert (len(split.train), len(split.val)) == (60_000, 10_000)
     assert not torch.equal(split.train.pixels[:10], split.val.pixels[:10])
 
@@ -145,7 +144,7 @@ def test_training_uses_all_images_unless_told_otherwise(settings):
 def add_run(storage, seed, accuracies):
     """A finished retraining of the candidate, or without accuracies one that diverged."""
     opened = storage.open(create=True)
-    study.create(opened, "nas-mnist-retrain", metric="m", attributes={"identity": {"train_images": 60_000}})
+    studies.create(opened, "nas-mnist-retrain", metric="m", attributes={"identity": {"train_images": 60_000}})
     epochs = [EpochResult(i, 0.1, 0.99, 0.1, accuracy, 0.1, 1.0, 1.0) for i, accuracy in enumerate(accuracies, 1)]
     attributes = {
         "job": {"candidate": CANDIDATE.to_dict(), "seed": seed},
@@ -156,7 +155,7 @@ def add_run(storage, seed, accuracies):
         "versions": "Python",
     }
     ended = {"value": accuracies[-1]} if accuracies else {"state": TrialState.PRUNED}
-    study.load(opened, "nas-mnist-retrain").add_trial(create_trial(**ended, user_attrs=attributes))
+    studies.load(opened, "nas-mnist-retrain").add_trial(create_trial(**ended, user_attrs=attributes))
 
 
 def test_seed_that_diverged_is_told_and_makes_the_verdict_no(settings, monkeypatch):
@@ -166,9 +165,9 @@ def test_seed_that_diverged_is_told_and_makes_the_verdict_no(settings, monkeypat
     add_run(settings.storage, 0, [])
     retrained = retrain.load(settings.storage, "nas-mnist")
     assert not retrained.verdict and retrained.diverged == (0,) and [r.seed for r in retrained.runs] == [1]
-    assert "✗ not: 1 of 2 seeds diverged (0)" in report.verdict_lines(retrained).plain
-    assert report.retrained_values(retrained)["verdict"]["fulfilled"] is False
-    lines = report.verdict_lines(replace(retrained, dataset=DATASETS["kmnist"])).plain.splitlines()
+    assert "✗ not: 1 of 2 seeds diverged (0)" in tables.verdict_lines(retrained).plain
+    assert tables.retrained_values(retrained)["verdict"]["fulfilled"] is False
+    lines = tables.verdict_lines(replace(retrained, dataset=DATASETS["kmnist"])).plain.splitlines()
     assert lines[-1].startswith("99.50% at worst") and "✓" not in lines[-1] and "Kuzushiji-MNIST" in lines[-1]
 
 
@@ -184,16 +183,16 @@ def test_run_left_by_another_candidate_keeps_its_own_history(settings, monkeypat
         for worker in workers:
             work(worker, partial(on_event, worker))
 
-    monkeypatch.setattr(jobs, "run_workers", in_process)
+    monkeypatch.setattr(planned, "run_workers", in_process)
     left = {"trial": 3, "search_score": 0.99, "confirmation": None}
     job = {"candidate": CANDIDATE.to_dict(), "seed": 0}
     identity = {"identity": settings.queue.identity}
-    study.create(settings.storage.open(create=True), "nas-mnist-retrain", metric="m", attributes=identity)
-    found = study.load(settings.storage.open(), "nas-mnist-retrain")
-    found.enqueue_trial({}, user_attrs={"job": job} | ({"chosen": left} if began else {}))
+    studies.create(settings.storage.open(create=True), "nas-mnist-retrain", metric="m", attributes=identity)
+    study = studies.load(settings.storage.open(), "nas-mnist-retrain")
+    study.enqueue_trial({}, user_attrs={"job": job} | ({"chosen": left} if began else {}))
 
     other = Chosen(Candidate(parse("c4 M c6 M c10k1- G"), Recipe(epochs=1)), trial=5)
     assert run(replace(settings, chosen=other, n_seeds=1), n_workers=1).trial == 5
-    first, second = (trial.user_attrs.get("chosen") for trial in found.get_trials())
+    first, second = (trial.user_attrs.get("chosen") for trial in study.get_trials())
     assert first == (left if began else None) and second["trial"] == 5
-    assert retrain._last_chosen(found.get_trials()[:1]).trial == (3 if began else None)
+    assert retrain._last_chosen(study.get_trials()[:1]).trial == (3 if began else None)

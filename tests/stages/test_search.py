@@ -14,10 +14,10 @@ from nas_mnist.model.architecture import Limits, parse
 from nas_mnist.stages import search
 from nas_mnist.stages.search import SearchSettings
 from nas_mnist.stages.trial import EpochTrained, TrialEnded, TrialStarted
-from nas_mnist.study import shared as study
-from nas_mnist.study import space
+from nas_mnist.study import space, studies
 from nas_mnist.study.ownership import OWNER, owner
 from nas_mnist.study.pruner import RungPruner
+from nas_mnist.study.records import CONSTRAINT, is_over_budget
 from nas_mnist.study.storage import Storage
 from nas_mnist.workers.events import Worker
 
@@ -38,17 +38,17 @@ def few(images):
 
 def ask(settings, **parameters):
     """A trial of a fresh study with these parameters and the lowest of the others."""
-    found = optuna.create_study(direction="maximize", pruner=search.pruner(settings))
+    study = optuna.create_study(direction="maximize", pruner=search.pruner(settings))
     lowest = {name: space._lowest(d) for name, d in space.distributions(settings.optimizer).items()}
-    found.enqueue_trial(lowest | parameters)
-    return found, found.ask()
+    study.enqueue_trial(lowest | parameters)
+    return study, study.ask()
 
 
 def test_objective_records_what_was_trained_and_returns_the_last_epochs(settings, few):
-    found, trial = ask(settings, convs_1=2, fill=0.1, head="c10- G")
+    study, trial = ask(settings, convs_1=2, fill=0.1, head="c10- G")
     events = []
     value = search.objective(trial, settings, few, CPU, events.append)
-    attributes = found.get_trials()[0].user_attrs
+    attributes = study.get_trials()[0].user_attrs
     architecture = parse(attributes["architecture"])
     assert attributes["n_parameters"] == architecture.n_parameters
     assert attributes["n_macs"] == architecture.n_macs
@@ -56,36 +56,36 @@ def test_objective_records_what_was_trained_and_returns_the_last_epochs(settings
     assert "torch" in attributes["versions"] and attributes["device"] and attributes["seconds"] > 0
     accuracies = [epoch["val_accuracy"] for epoch in attributes["epochs"]]
     assert value == pytest.approx(sum(accuracies) / 2)
-    assert found.get_trials()[0].intermediate_values == {1: accuracies[0], 2: accuracies[1]}
+    assert study.get_trials()[0].intermediate_values == {1: accuracies[0], 2: accuracies[1]}
     assert [type(event) for event in events] == [TrialStarted, EpochTrained, EpochTrained]
-    assert found.get_trials()[0].constraints == {study.CONSTRAINT: architecture.n_parameters - 7999}
+    assert study.get_trials()[0].constraints == {CONSTRAINT: architecture.n_parameters - 7999}
 
 
 def test_over_budget_candidate_is_recorded_but_never_trained(settings, few):
     tight = replace(settings, max_params=100)
-    found, trial = ask(tight, blocks=3, convs_1=4)
+    study, trial = ask(tight, blocks=3, convs_1=4)
     events = []
     with pytest.raises(optuna.TrialPruned, match="over the budget"):
         search.objective(trial, tight, few, CPU, events.append)
-    recorded = found.get_trials()[0]
+    recorded = study.get_trials()[0]
     n_parameters = recorded.user_attrs["n_parameters"]
     assert events == [] and n_parameters >= 100
-    assert recorded.constraints == {study.CONSTRAINT: n_parameters - 99}
+    assert recorded.constraints == {CONSTRAINT: n_parameters - 99}
     assert set(recorded.params) == set(space.distributions())
 
 
 @pytest.mark.parametrize(("limits", "name"), [(Limits(max_macs=1000), "macs"), (Limits(max_ram=1000), "ram")])
 def test_candidate_over_a_limit_is_recorded_with_its_excess_and_never_trained(settings, few, limits, name):
     tight = replace(settings, limits=limits)
-    found, trial = ask(tight, blocks=3, convs_1=4)
+    study, trial = ask(tight, blocks=3, convs_1=4)
     events = []
     with pytest.raises(optuna.TrialPruned, match=f"over the budget of {name}"):
         search.objective(trial, tight, few, CPU, events.append)
-    recorded = found.get_trials()[0]
+    recorded = study.get_trials()[0]
     architecture = parse(recorded.user_attrs["architecture"])
     excess = {"macs": architecture.n_macs, "ram": architecture.ram}[name] - 1000
     assert events == [] and recorded.constraints[name] == excess > 0
-    assert recorded.constraints[study.CONSTRAINT] == architecture.n_parameters - 7999 and study.is_over_budget(recorded)
+    assert recorded.constraints[CONSTRAINT] == architecture.n_parameters - 7999 and is_over_budget(recorded)
 
 
 @pytest.mark.parametrize(("max_params", "feasible"), [(0, False), (1, True)])
@@ -107,10 +107,10 @@ def _lowest():
 
 def test_loss_that_is_not_finite_prunes_with_the_reason(settings, few, monkeypatch):
     monkeypatch.setattr("nas_mnist.training.loop.F.cross_entropy", lambda logits, *_, **__: logits.sum() * float("nan"))
-    found, trial = ask(settings)
+    study, trial = ask(settings)
     with pytest.raises(optuna.TrialPruned):
         search.objective(trial, settings, few, CPU, lambda event: None)
-    assert "loss was nan in epoch 1" in found.get_trials()[0].user_attrs["reason"]
+    assert "loss was nan in epoch 1" in study.get_trials()[0].user_attrs["reason"]
 
 
 def test_pruner_can_be_switched_off(settings):
@@ -121,9 +121,9 @@ def test_pruner_can_be_switched_off(settings):
 @pytest.mark.parametrize("name", ["evolution", "tpe", "random"])
 def test_every_sampler_draws_networks_that_use_the_budget(settings, name):
     wanted = replace(settings, sampler=name, max_params=2000)
-    found = optuna.create_study(direction="maximize", sampler=search.sampler(wanted, 0))
+    study = optuna.create_study(direction="maximize", sampler=search.sampler(wanted, 0))
     for _ in range(3):
-        drawn = search.to_candidate(wanted, space.suggest(found.ask(), wanted.optimizer)).architecture
+        drawn = search.to_candidate(wanted, space.suggest(study.ask(), wanted.optimizer)).architecture
         assert 0.95 * 2000 < drawn.n_parameters < 2000
 
 
@@ -136,14 +136,14 @@ def test_search_trains_exactly_the_asked_number_and_resumes(settings):
         return search.search(small, workers, lambda worker, event: events.append(event))
 
     first = run(3)
-    assert first.progress.trained == 3 and first.progress.running == first.progress.failed == 0
+    assert first.counts.trained == 3 and first.counts.running == first.counts.failed == 0
     assert len([event for event in events if isinstance(event, TrialEnded) and not event.over_budget]) == 3
     assert first.best[0].value >= first.best[-1].value
     assert first.overhead is not None and 0 < first.overhead < 1
     again = run(3)
-    assert again.progress == first.progress and again.epochs_trained == first.epochs_trained
+    assert again.counts == first.counts and again.epochs_trained == first.epochs_trained
     assert again.overhead is None, "nothing was trained"
-    assert run(4).progress.trained == 4
+    assert run(4).counts.trained == 4
 
 
 def test_no_more_workers_start_than_there_are_trials_left(settings):
@@ -158,15 +158,15 @@ def test_no_more_workers_start_than_there_are_trials_left(settings):
         given = replace(settings, n_trials=n_trials, epochs=1)
         return search.search(given, [Worker(i, "cpu") for i in range(8)], lambda worker, event: None, run)
 
-    assert search_with(1).progress.trained == 1 and started == [1]
-    assert search_with(1).progress.trained == 1 and started == [1], "nothing is left to do"
-    assert search_with(3).progress.trained == 3 and started == [1, 2]
+    assert search_with(1).counts.trained == 1 and started == [1]
+    assert search_with(1).counts.trained == 1 and started == [1], "nothing is left to do"
+    assert search_with(3).counts.trained == 3 and started == [1, 2]
 
 
 def test_reference_systems_are_enqueued_once_and_first(settings):
     for _ in range(2):
         search._prepare_study(replace(settings, warm_start=True, n_trials=100))
-    trials = study.load(settings.storage.open(), settings.study_name).get_trials()
+    trials = studies.load(settings.storage.open(), settings.study_name).get_trials()
     names = [trial.user_attrs["reference"] for trial in trials]
     assert set(names) >= {"step-by-step", "lite-m4", "era1a7", "eva-drilldown"} and len(names) == len(set(names))
     first = trials[names.index("step-by-step")].system_attrs["fixed_params"]
@@ -187,15 +187,15 @@ def test_no_more_reference_systems_are_queued_than_may_be_trained_and_a_later_se
 
 def test_trials_that_are_trained_or_under_way_leave_no_room_for_reference_systems(settings):
     search._prepare_study(settings)
-    found = study.load(settings.storage.open(), settings.study_name)
-    found.add_trial(optuna.trial.create_trial(value=0.9))
-    found.add_trial(optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={OWNER: owner()}))
+    study = studies.load(settings.storage.open(), settings.study_name)
+    study.add_trial(optuna.trial.create_trial(value=0.9))
+    study.add_trial(optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={OWNER: owner()}))
     search._prepare_study(replace(settings, warm_start=True, n_trials=4))
     assert [trial.state.name for trial in _trials(settings)] == ["COMPLETE", "RUNNING", "WAITING", "WAITING"]
 
 
 def _trials(settings):
-    return study.load(settings.storage.open(), settings.study_name).get_trials()
+    return studies.load(settings.storage.open(), settings.study_name).get_trials()
 
 
 @pytest.mark.parametrize(
@@ -211,13 +211,13 @@ def _trials(settings):
     ],
 )
 def test_search_is_finished_when_it_has_the_trials_it_was_asked_for(n_asked, states, finished):
-    found = optuna.create_study()
+    study = optuna.create_study()
     of = {"C": TrialState.COMPLETE, "P": TrialState.PRUNED, "W": TrialState.WAITING, "R": TrialState.RUNNING}
     for letter in states:
-        found.add_trial(optuna.trial.create_trial(state=of[letter], value=0.9 if letter == "C" else None))
+        study.add_trial(optuna.trial.create_trial(state=of[letter], value=0.9 if letter == "C" else None))
     if n_asked:
-        found.set_user_attr(search.N_TRIALS, n_asked)
-    assert search.is_finished(found) == finished
+        study.set_user_attr(search.N_TRIALS, n_asked)
+    assert search.is_finished(study) == finished
 
 
 @pytest.mark.parametrize("max_params", [500, 1000, 5000])

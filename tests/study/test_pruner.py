@@ -5,27 +5,30 @@ import pytest
 from optuna.trial import TrialState
 
 from nas_mnist.study.pruner import RUNGS, RungPruner, best_first, signal
+from nas_mnist.study.records import epochs_of, write_epochs
+from nas_mnist.training.loop import EpochResult
 
 FIRST = min(RUNGS)
 
 
 def run(losses, **settings):
     """Trials whose averaged weights have these losses in every epoch, one after another; the epochs each was given."""
-    found = optuna.create_study(direction="maximize", pruner=RungPruner(**settings))
-    return found, [_run(found, loss) for loss in losses]
+    study = optuna.create_study(direction="maximize", pruner=RungPruner(**settings))
+    return study, [_run(study, loss) for loss in losses]
 
 
-def _run(found, loss):
-    trial, epochs = found.ask(), []
+def _run(study, loss):
+    trial, epochs = study.ask(), []
     for epoch in range(1, 16):
         averaged = loss * (1 - 0.02 * epoch) if epoch in RUNGS else None
-        epochs.append({"number": epoch, "averaged_loss": averaged, "val_loss": loss * (1 - 0.02 * epoch)})
-        trial.set_user_attr("epochs", epochs)
+        val_loss = loss * (1 - 0.02 * epoch)
+        epochs.append(EpochResult(epoch, 0.1, 0.97, val_loss, 0.98, 0.1, 1.0, 0.1, averaged_loss=averaged))
+        write_epochs(trial, epochs)
         trial.report(0.98, epoch)
         if trial.should_prune():
-            found.tell(trial, state=TrialState.PRUNED)
+            study.tell(trial, state=TrialState.PRUNED)
             return epoch
-    found.tell(trial, 0.99 - (loss if math.isfinite(loss) else 0.5) / 10)
+    study.tell(trial, 0.99 - (loss if math.isfinite(loss) else 0.5) / 10)
     return 15
 
 
@@ -50,28 +53,27 @@ def test_trials_are_compared_with_those_of_late():
 
 
 def test_nothing_is_decided_between_rungs_or_without_a_signal():
-    found, given = run([0.1, math.nan])
+    study, given = run([0.1, math.nan])
     assert given == [15, 15]
-    assert signal(found.trials[0], 1) is None and signal(found.trials[0], FIRST) == pytest.approx(
-        -0.1 * (1 - 0.02 * FIRST)
-    )
-    assert signal(found.trials[1], FIRST) is None
+    first, second = map(epochs_of, study.trials)
+    assert signal(first, 1) is None and signal(first, FIRST) == pytest.approx(-0.1 * (1 - 0.02 * FIRST))
+    assert signal(second, FIRST) is None
 
 
 def test_trials_are_ranked_however_far_each_came():
     """The second was stopped at the first rung; the third, better there, must not be behind the first for that."""
-    found, given = run([0.10, 0.30, 0.09, 0.11, 0.05])
+    study, given = run([0.10, 0.30, 0.09, 0.11, 0.05])
     assert given[:2] == [15, FIRST] and given[2] == 15
-    assert [trial.number for trial in best_first(found.trials)] == [4, 2, 0, 3, 1]
+    assert [trial.number for trial in best_first(study.trials)] == [4, 2, 0, 3, 1]
 
 
 def test_a_poor_first_trial_is_not_the_best_because_it_was_trained_to_its_end():
-    found, given = run([0.5, 0.4, 0.3, 0.2, 0.21, 0.22, 0.23])
+    study, given = run([0.5, 0.4, 0.3, 0.2, 0.21, 0.22, 0.23])
     assert given[0] == 15 and min(given[4:]) < 15
-    assert best_first(found.trials)[-1].number == 0
+    assert best_first(study.trials)[-1].number == 0
 
 
 def test_a_trial_of_which_nothing_is_known_is_not_ranked():
-    found = optuna.create_study()
-    found.ask()
-    assert best_first(found.trials) == []
+    study = optuna.create_study()
+    study.ask()
+    assert best_first(study.trials) == []

@@ -11,8 +11,8 @@ import pytest
 from synthetic import draw_trials, new_study
 
 from nas_mnist.cli.main import main
-from nas_mnist.study import shared as study
 from nas_mnist.study import storage as storage_module
+from nas_mnist.study import studies
 from nas_mnist.study.storage import Storage
 
 LOOK = (["show", "--json"], ["report"], ["describe", "--trial", "0"])
@@ -59,18 +59,18 @@ def test_database_that_cannot_be_written_can_be_looked_at(database, tmp_path, co
 
 def test_search_that_still_writes_is_seen_by_who_may_only_read(database, monkeypatch):
     """Its last trials are in the write-ahead log."""
-    searching = study.load(Storage.parse(str(database)).open(), "nas-mnist")
+    searching = studies.load(Storage.parse(str(database)).open(), "nas-mnist")
     n_trials = len(searching.trials)
     searching.enqueue_trial({})
     monkeypatch.setattr(storage_module, "is_writable", lambda path: False)
     reading = Storage(Storage.parse(str(database)).url, read_only=True)
-    assert len(study.load(reading.open(), "nas-mnist").trials) == n_trials + 1
+    assert len(studies.load(reading.open(), "nas-mnist").trials) == n_trials + 1
 
 
 def test_nothing_can_be_written_through_a_storage_that_is_read_only(database):
     opened = Storage(Storage.parse(str(database)).url, read_only=True).open()
     with pytest.raises(storage_module.STORAGE_ERRORS):
-        study.load(opened, "nas-mnist").set_user_attr("a", 1)
+        studies.load(opened, "nas-mnist").set_user_attr("a", 1)
 
 
 def test_search_of_a_database_that_cannot_be_written_is_one_line(database, monkeypatch, capsys):

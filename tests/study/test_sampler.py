@@ -7,7 +7,8 @@ import pytest
 
 from nas_mnist.model.architecture import parse
 from nas_mnist.study import space
-from nas_mnist.study.sampler import KINDS, N_RANDOM, ORIGIN, PARENT, EvolutionSampler, difference, draw, kind, mutate
+from nas_mnist.study.records import TrialRecord
+from nas_mnist.study.sampler import KINDS, N_RANDOM, EvolutionSampler, difference, draw, kind, mutate
 
 RANGES = space.distributions()
 to_candidate = partial(space.to_candidate, max_params=2000, epochs=15)
@@ -20,11 +21,15 @@ def best_first(trials):
 def search(n, seed=0, value=lambda candidate: len(candidate.architecture.layers)):
     """A study of `n` finished trials whose value is one of their candidate."""
     sampler = EvolutionSampler(RANGES, lambda p: to_candidate(p), best_first, seed)
-    found = optuna.create_study(direction="maximize", sampler=sampler)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
     for _ in range(n):
-        trial = found.ask()
-        found.tell(trial, value(to_candidate(space.suggest(trial))))
-    return found
+        trial = study.ask()
+        study.tell(trial, value(to_candidate(space.suggest(trial))))
+    return study
+
+
+def origins(trials):
+    return [TrialRecord.from_trial(trial).origin for trial in trials]
 
 
 def test_draws_lie_in_their_ranges_and_use_the_budget():
@@ -46,19 +51,18 @@ def test_a_mutation_is_small_and_lies_in_the_ranges():
 
 def test_a_search_begins_with_as_many_draws_of_every_kind():
     trials = search(N_RANDOM).trials
-    assert {trial.user_attrs[ORIGIN] for trial in trials} == {"random"}
+    assert set(origins(trials)) == {"random"}
     counts = Counter(kind(trial.params) for trial in trials)
     assert counts.keys() == set(KINDS) and max(counts.values()) - min(counts.values()) <= 1
 
 
 def test_then_the_best_are_mutated_and_every_proposal_says_where_it_comes_from():
     trials = search(60).trials
-    mutants = [trial for trial in trials if PARENT in trial.user_attrs]
-    assert 0.7 * 44 < len(mutants) < 44 and any(t.user_attrs[ORIGIN] == "random" for t in trials[N_RANDOM:])
-    for trial in mutants:
-        parent = trials[trial.user_attrs[PARENT]]
-        change = difference(parent.params, trial.params)
-        assert trial.user_attrs[ORIGIN] == f"mutation of trial {parent.number}: {change}" and change
+    mutants = [record for trial in trials if (record := TrialRecord.from_trial(trial)).parent is not None]
+    assert 0.7 * 44 < len(mutants) < 44 and "random" in origins(trials[N_RANDOM:])
+    for mutant in mutants:
+        change = difference(trials[mutant.parent].params, trials[mutant.number].params)
+        assert mutant.origin == f"mutation of trial {mutant.parent}: {change}" and change
     assert np.mean([t.value for t in trials[40:]]) > np.mean([t.value for t in trials[:N_RANDOM]])
 
 
@@ -70,16 +74,16 @@ def test_no_candidate_is_proposed_twice():
 
 def test_a_parent_that_does_not_fill_the_budget_has_children_that_do():
     reference = space.to_parameters(space.Candidate(parse("c4 c8 M c8 G c10k1-"), space.RECIPE), 2000)
-    found = optuna.create_study(
+    study = optuna.create_study(
         direction="maximize", sampler=EvolutionSampler(RANGES, lambda p: to_candidate(p), best_first, 0)
     )
-    found.enqueue_trial(reference)
+    study.enqueue_trial(reference)
     for _ in range(N_RANDOM + 25):
-        trial = found.ask()
+        trial = study.ask()
         space.suggest(trial)
-        found.tell(trial, 1.0 if trial.number == 0 else 0.0)
-    assert found.trials[0].params == reference and ORIGIN not in found.trials[0].user_attrs
-    children = [trial for trial in found.trials if trial.user_attrs.get(PARENT) == 0]
+        study.tell(trial, 1.0 if trial.number == 0 else 0.0)
+    assert study.trials[0].params == reference and origins(study.trials[:1]) == [""]
+    children = [trial for trial in study.trials if TrialRecord.from_trial(trial).parent == 0]
     assert children and all(trial.params["fill"] == 1.0 for trial in children)
 
 

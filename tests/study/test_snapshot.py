@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from synthetic import new_study
 
-from nas_mnist.study import shared as study
+from nas_mnist.study import studies
 from nas_mnist.study.artifacts import Artifacts
 from nas_mnist.study.snapshot import copied, reason_to_copy
 from nas_mnist.study.storage import Storage
@@ -45,16 +45,16 @@ def test_database_that_cannot_be_written_stays_as_it_is(storage, monkeypatch):
 
 def test_copy_holds_what_is_not_yet_in_the_file_and_nothing_that_is_added_comes_back(storage):
     """A search that runs keeps its last trials in the write-ahead log."""
-    original = study.load(storage.open(), "nas-mnist")
+    original = studies.load(storage.open(), "nas-mnist")
     original.enqueue_trial({})
     artifact_id = Artifacts(original, storage.artifacts).add(original.trials[0], "a.txt", b"a")
     with copied(storage) as copy:
-        found = study.load(copy.open(), "nas-mnist")
-        artifacts = Artifacts(found, copy.artifacts)
-        assert len(found.trials) == 1 and artifacts.read(artifact_id) == b"a"
-        artifacts.add(found.trials[0], "b.txt", b"b")
-        artifacts.remove(found.trials[0], artifact_id)
-        found.enqueue_trial({})
+        study = studies.load(copy.open(), "nas-mnist")
+        artifacts = Artifacts(study, copy.artifacts)
+        assert len(study.trials) == 1 and artifacts.read(artifact_id) == b"a"
+        artifacts.add(study.trials[0], "b.txt", b"b")
+        artifacts.remove(study.trials[0], artifact_id)
+        study.enqueue_trial({})
     assert not copy.path.parent.exists()
-    assert len(study.load(storage.open(), "nas-mnist").trials) == 1
+    assert len(studies.load(storage.open(), "nas-mnist").trials) == 1
     assert [path.name for path in storage.artifacts.iterdir()] == [artifact_id]

@@ -14,9 +14,10 @@ from nas_mnist.stages import confirm, planned, retrain
 from nas_mnist.stages.baselines import BaselineSettings
 from nas_mnist.stages.confirm import ConfirmSettings
 from nas_mnist.stages.retrain import RetrainSettings
-from nas_mnist.stages.search import SearchSettings, leaderboard, search
-from nas_mnist.study import jobs, space, stored
-from nas_mnist.study import shared as study
+from nas_mnist.stages.search import SearchSettings, search
+from nas_mnist.study import space, stored, studies
+from nas_mnist.study.records import PLANNED_RUN, PlannedRun, leaderboard
+from nas_mnist.study.shared import _queue_failed_again, any_trial
 from nas_mnist.study.space import Candidate
 from nas_mnist.study.storage import Storage
 from nas_mnist.training.augmentation import Augmentation
@@ -109,7 +110,7 @@ def test_baselines_of_earlier_versions_are_of_the_same_recipe(canonical):
     identity = BaselineSettings(canonical).identity
     first_form = {name: value for name, value in FIRST_FORM.items() if name != "epochs"}
     assert identity == {"dataset": "mnist", "train_images": 60_000, **first_form}
-    study._compare("nas-mnist-baselines", identity | {"calibrated": False}, identity)  # as the second form had it
+    studies._compare("nas-mnist-baselines", identity | {"calibrated": False}, identity)  # as the second form had it
 
 
 # --- the committed studies -------------------------------------------------------------------------------------------
@@ -145,27 +146,27 @@ def test_committed_retrainings_are_known_as_finished(canonical, data_dir, monkey
     monkeypatch.setattr(retrain, "_read_weights", lambda *_: {})  # which are not committed
     (last, *_) = retrain.results(canonical.open(), name)
     chosen = retrain.Chosen(last.candidate, last.trial, last.search_score, last.confirmation)
-    settings = RetrainSettings(canonical, chosen, name, n_seeds=10, data_dir=data_dir)
+    settings = RetrainSettings(canonical, name, chosen=chosen, n_seeds=10, data_dir=data_dir)
     assert retrain.retrain(settings, [], lambda worker, event: None).runs == last.runs and len(last.runs) == 10
 
 
 def test_committed_search_of_an_earlier_space_can_be_read_but_is_not_gone_on_with(canonical, data_dir):
-    found = study.load(canonical.open(), "soap")
-    before = len(found.get_trials())
+    study = studies.load(canonical.open(), "soap")
+    before = len(study.get_trials())
     with pytest.raises(StudyError, match="made with space"):
         search(SearchSettings(canonical, "soap", data_dir=data_dir), [], lambda worker, event: None)
-    assert len(found.get_trials()) == before and leaderboard(found.get_trials())[0].value == 0.99615
+    assert len(study.get_trials()) == before and leaderboard(study.get_trials())[0].value == 0.99615
 
 
 @pytest.mark.parametrize("state", [TrialState.COMPLETE, TrialState.WAITING, TrialState.RUNNING])
 def test_failed_run_of_an_earlier_form_is_not_queued_again_beside_one_of_this_form(tmp_path, state):
     opened = Storage.parse(str(tmp_path / "s.db")).open(create=True)
-    study.create(opened, "s", metric="m", attributes={})
-    found = study.load(opened, "s")
+    studies.create(opened, "s", metric="m", attributes={})
+    study = studies.load(opened, "s")
     old = {"candidate": {"architecture": str(CANDIDATE.architecture), "recipe": FIRST_FORM}, "seed": 0}
-    new = jobs.attributes_of({"candidate": CANDIDATE, "seed": 0})
-    assert new[jobs.JOB] != old, "this form is another"
-    found.add_trial(create_trial(state=TrialState.FAIL, user_attrs={jobs.JOB: old}))
-    found.add_trial(create_trial(state=state, value=0.9 if state == TrialState.COMPLETE else None, user_attrs=new))
-    study._queue_failed_again(found, study.any_trial)
-    assert len(found.get_trials()) == 2
+    new = PlannedRun(candidate=CANDIDATE, seed=0).attributes()
+    assert new[PLANNED_RUN] != old, "this form is another"
+    study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={PLANNED_RUN: old}))
+    study.add_trial(create_trial(state=state, value=0.9 if state == TrialState.COMPLETE else None, user_attrs=new))
+    _queue_failed_again(study, any_trial)
+    assert len(study.get_trials()) == 2

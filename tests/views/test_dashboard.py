@@ -21,7 +21,7 @@ from nas_mnist.model.architecture import parse
 from nas_mnist.model.network import build
 from nas_mnist.stages import search
 from nas_mnist.stages.search import SearchSettings
-from nas_mnist.study import shared as study
+from nas_mnist.study import studies
 from nas_mnist.study.artifacts import MISTAKES, WEIGHTS, Artifacts
 from nas_mnist.study.storage import Storage
 from nas_mnist.training.evaluation import evaluate, find_mistakes
@@ -72,14 +72,14 @@ def fetch(url):
 
 
 def files_by_trial(settings):
-    found = study.load(settings.storage.open(), settings.study_name)
-    artifacts = Artifacts(found, settings.storage.artifacts)
-    return {trial.number: artifacts.of(trial) for trial in found.get_trials() if "architecture" in trial.user_attrs}
+    study = studies.load(settings.storage.open(), settings.study_name)
+    artifacts = Artifacts(study, settings.storage.artifacts)
+    return {trial.number: artifacts.of(trial) for trial in study.get_trials() if "architecture" in trial.user_attrs}
 
 
 def test_best_keep_weights_and_pictures_and_every_trial_its_drawing(searched):
     files = files_by_trial(searched)
-    best = study.load(searched.storage.open(), searched.study_name).best_trial.number
+    best = studies.load(searched.storage.open(), searched.study_name).best_trial.number
     assert files[best].keys() == PICTURES
     assert all(names.keys() == {dashboard.DRAWING} for number, names in files.items() if number != best)
     on_disk = {path.name for path in searched.storage.artifacts.iterdir()}
@@ -87,8 +87,8 @@ def test_best_keep_weights_and_pictures_and_every_trial_its_drawing(searched):
 
 
 def test_mistakes_of_the_best_are_those_of_its_weights(searched):
-    found = study.load(searched.storage.open(), searched.study_name)
-    best, artifacts = found.best_trial, Artifacts(found, searched.storage.artifacts)
+    study = studies.load(searched.storage.open(), searched.study_name)
+    best, artifacts = study.best_trial, Artifacts(study, searched.storage.artifacts)
     network = build(parse(best.user_attrs["architecture"]), seed=0)
     network.load_state_dict(artifacts.weights_of(best))
     images = search_split(load_train(searched.data_dir)).val
@@ -106,7 +106,7 @@ def test_publishing_again_changes_nothing(searched):
 
 
 def test_leaderboard_note_and_pictures_appear_in_a_browser(searched, server, page, screenshots):
-    best = study.load(searched.storage.open(), searched.study_name).best_trial
+    best = studies.load(searched.storage.open(), searched.study_name).best_trial
     page.goto(f"{server}/dashboard/studies/1/note")
     page.get_by_role("heading", name="Leaderboard").wait_for()
     page.get_by_role("cell", name=f"{best.value:.2%}").wait_for()
@@ -141,7 +141,7 @@ def test_reader_never_breaks_a_search_that_runs(searched, server):
     finally:
         stop.set()
         client.join()
-    assert summary.progress.trained == settings.n_trials and summary.progress.running == summary.progress.failed == 0
+    assert summary.counts.trained == settings.n_trials and summary.counts.running == summary.counts.failed == 0
     assert len(answers) > 20 and all('"trials"' in answer for answer in answers)
     assert all(trial.state != optuna.trial.TrialState.RUNNING for trial in summary.best)
 
@@ -180,7 +180,7 @@ def served(monkeypatch):
     seen = []
 
     def run_server(storage, **options):
-        seen.append({name: study_attributes(storage, name) for name in study.names(storage)})
+        seen.append({name: study_attributes(storage, name) for name in studies.names(storage)})
 
     monkeypatch.setattr("optuna_dashboard.run_server", run_server)
     return seen

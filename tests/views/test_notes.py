@@ -35,18 +35,18 @@ def test_trial_over_the_budget_says_by_how_much():
 
 
 def study_of(name="tiny", **identity):
-    found = optuna.create_study(study_name=name)
+    study = optuna.create_study(study_name=name)
     with experimental():
-        found.set_metric_names(["validation accuracy"])
-    found.set_user_attr("identity", identity)
-    return found
+        study.set_metric_names(["validation accuracy"])
+    study.set_user_attr("identity", identity)
+    return study
 
 
 def test_study_note_tells_what_the_study_is_and_ranks_the_best():
     identity = {"optimizer": "sgd", "space": fingerprint("sgd")}
-    found = study_of(dataset="mnist", max_params=8000, train_images=50_000, **identity)
+    study = study_of(dataset="mnist", max_params=8000, train_images=50_000, **identity)
     trials = [made(), made("step-by-step")]
-    note = notes.study_note(found, trials, trials, 1_234_567, "nas-mnist search --trials 7")
+    note = notes.study_note(study, trials, trials, 1_234_567, "nas-mnist search --trials 7")
     assert "**parameters, fewer than**: 8,000" in note and "**train images**: 50,000" in note
     assert "**objective**: validation accuracy" in note and "at most 15 epochs" in note
     assert "**trained**: 2 trials, 0 of them pruned early" in note and "1.2 MB" in note
@@ -58,8 +58,8 @@ def test_study_note_tells_what_the_study_is_and_ranks_the_best():
 
 
 def test_ranges_of_another_space_are_not_told_as_those_of_a_study():
-    found = study_of(optimizer="sgd", space="0123456789ab")
-    note = notes.study_note(found, [], [], 0, "nas-mnist search")
+    study = study_of(optimizer="sgd", space="0123456789ab")
+    note = notes.study_note(study, [], [], 0, "nas-mnist search")
     assert "That of an earlier version" in note and "`learning_rate`" not in note
 
 

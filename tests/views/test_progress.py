@@ -9,15 +9,15 @@ from rich.console import Console
 
 from nas_mnist.stages import confirm, search
 from nas_mnist.stages.confirm import ConfirmSettings
-from nas_mnist.stages.planned import JobsBegan, JobStarted
+from nas_mnist.stages.planned import RunsBegan, RunStarted
 from nas_mnist.stages.search import SearchBegan, SearchSettings
 from nas_mnist.stages.trial import EpochTrained, TrialEnded, TrialStarted
-from nas_mnist.study import shared as study
+from nas_mnist.study import studies
+from nas_mnist.study.records import TrialCounts
 from nas_mnist.study.storage import Outage, OutageEnded, Storage
 from nas_mnist.training.loop import EpochResult
-from nas_mnist.views import progress
-from nas_mnist.views import report as study_report
-from nas_mnist.views.progress import JobDisplay, SearchDisplay
+from nas_mnist.views import progress, report
+from nas_mnist.views.progress import RunDisplay, SearchDisplay
 from nas_mnist.workers.events import Worker, WorkerDied
 
 WORKERS = [Worker(0, "cpu"), Worker(1, "cuda:0")]
@@ -159,29 +159,29 @@ def test_trouble_is_told_in_one_line_each():
 # --- jobs ------------------------------------------------------------------------------------------------------------
 
 
-def run_jobs(display, *, epochs_per_job, given_up_after=None):
+def run_planned(display, *, epochs_per_run, given_up_after=None):
     """Two jobs, one after the other, the second of which may be given up."""
-    display(None, JobsBegan(2, 0, epochs_per_job))
-    for job, n_epochs in enumerate((epochs_per_job, given_up_after or epochs_per_job)):
-        display(WORKERS[0], JobStarted(job, f"job {job}"))
+    display(None, RunsBegan(2, 0, epochs_per_run))
+    for job, n_epochs in enumerate((epochs_per_run, given_up_after or epochs_per_run)):
+        display(WORKERS[0], RunStarted(job, f"job {job}"))
         for number in range(1, n_epochs + 1):
             display(WORKERS[0], epoch(job, number))
-        display(WORKERS[0], ended(job, n_epochs, 0.9912 if n_epochs == epochs_per_job else None))
+        display(WORKERS[0], ended(job, n_epochs, 0.9912 if n_epochs == epochs_per_run else None))
 
 
-@pytest.mark.parametrize(("epochs_per_job", "given_up_after", "n_epochs"), [(5, None, 10), (15, None, 30), (20, 4, 24)])
-def test_bar_of_jobs_ends_full_whatever_their_epochs(epochs_per_job, given_up_after, n_epochs):
+@pytest.mark.parametrize(("epochs_per_run", "given_up_after", "n_epochs"), [(5, None, 10), (15, None, 30), (20, 4, 24)])
+def test_bar_of_jobs_ends_full_whatever_their_epochs(epochs_per_run, given_up_after, n_epochs):
     console = new_console()
-    with JobDisplay(console) as display:
-        run_jobs(display, epochs_per_job=epochs_per_job, given_up_after=given_up_after)
+    with RunDisplay(console) as display:
+        run_planned(display, epochs_per_run=epochs_per_run, given_up_after=given_up_after)
         assert f" {n_epochs}/{n_epochs} " in frame(console, display._progress)
 
 
 def test_epochs_of_a_worker_that_died_are_trained_once_more():
     console = new_console()
-    with JobDisplay(console) as display:
-        display(None, JobsBegan(1, 0, 3))
-        display(WORKERS[1], JobStarted(0, "job 0"))
+    with RunDisplay(console) as display:
+        display(None, RunsBegan(1, 0, 3))
+        display(WORKERS[1], RunStarted(0, "job 0"))
         display(WORKERS[1], epoch(0, 1))
         display(WORKERS[1], WorkerDied("killed by signal 9"))
         assert " 1/4 " in frame(console, display._progress)
@@ -189,10 +189,10 @@ def test_epochs_of_a_worker_that_died_are_trained_once_more():
 
 def test_bar_of_jobs_names_what_each_worker_is_at():
     console = new_console()
-    with JobDisplay(console) as display:
-        display(None, JobsBegan(4, 3, 2))
-        display(WORKERS[0], JobStarted(0, "era1a7 seed 0"))
-        display(WORKERS[1], JobStarted(1, "lite-m1 seed 0"))
+    with RunDisplay(console) as display:
+        display(None, RunsBegan(4, 3, 2))
+        display(WORKERS[0], RunStarted(0, "era1a7 seed 0"))
+        display(WORKERS[1], RunStarted(1, "lite-m1 seed 0"))
         display(WORKERS[1], epoch(1, 1))
         line = frame(console, display._progress)
     assert "epochs" in line and " 1/8 " in line and "era1a7 seed 0, lite-m1 seed 0" in line
@@ -200,9 +200,9 @@ def test_bar_of_jobs_names_what_each_worker_is_at():
 
 def test_elsewhere_each_finished_job_is_a_plain_line():
     console = new_console(terminal=False)
-    with JobDisplay(console) as display:
-        display(None, JobsBegan(2, 1, 9))
-        run_jobs(display, epochs_per_job=9, given_up_after=2)
+    with RunDisplay(console) as display:
+        display(None, RunsBegan(2, 1, 9))
+        run_planned(display, epochs_per_run=9, given_up_after=2)
         display(WORKERS[1], WorkerDied("killed by signal 9"))
     assert console.export_text().splitlines() == [
         "runs done already: 1; left: 2",
@@ -231,9 +231,9 @@ def test_real_search_and_confirmation_with_two_workers_are_shown_as_they_run(tmp
         assert re.search(line, shown) and f"cpu #{1 - worker.index} " in shown
     assert re.search(r"trials .* 3/3 ", seen[-1][2]) and re.search(r"best [\d.]+%  \d+ parameters  c", seen[-1][2])
 
-    found = study.load(storage.open(), "it[s]")
-    assert study.progress(found.get_trials()).waiting == 0, "three of the six warm starts were queued"
-    assert "not finished" not in study_report.page(found)
+    study = studies.load(storage.open(), "it[s]")
+    assert TrialCounts.of(study.get_trials()).waiting == 0, "three of the six warm starts were queued"
+    assert "not finished" not in report.page(study)
 
     confirmed = ConfirmSettings(**common, top=2, n_folds=2)
     seen, text = follow(confirmed, workers, lambda show: confirm.confirm(confirmed, workers, show))

@@ -2,6 +2,7 @@
 
 import re
 from itertools import pairwise
+from pathlib import Path
 
 import pypdfium2
 import pytest
@@ -13,10 +14,9 @@ from nas_mnist.cli import main as cli
 from nas_mnist.data.datasets import DATASETS
 from nas_mnist.errors import NasMnistError, StudyError
 from nas_mnist.stages.search import N_TRIALS, leaderboard
-from nas_mnist.study import shared as study
-from nas_mnist.study.sampler import ORIGIN, PARENT
+from nas_mnist.study.records import TrialCounts, is_trained, origin_attributes
 from nas_mnist.study.storage import Storage
-from nas_mnist.views import report as study_report
+from nas_mnist.views import report
 
 SECTIONS = {
     "summary": "Summary",
@@ -48,7 +48,7 @@ def report_file(long_search, tmp_path_factory):
     best = leaderboard(long_search.get_trials(deepcopy=False))
     ranking = [confirm_trial(best[0]), confirm_trial(best[1]), confirm_trial(best[2], given_up=True)]
     path = tmp_path_factory.mktemp("report") / "index.html"
-    path.write_text(study_report.page(long_search, ranking, [retrain_trial(best[0])]), encoding="utf-8")
+    path.write_text(report.page(long_search, ranking, [retrain_trial(best[0])]), encoding="utf-8")
     return path
 
 
@@ -68,10 +68,10 @@ def _section(html: str, name: str) -> str:
 
 def test_the_summary_counts_what_became_of_the_trials(long_search, report_file):
     trials = long_search.get_trials(deepcopy=False)
-    now = study.progress(trials)
+    now = TrialCounts.of(trials)
     summary = _text("<body>" + _section(report_file.read_text(), "summary") + '<script type="application/json"')
     best = leaderboard(trials)[0]
-    epochs = sum(len(t.intermediate_values) for t in trials if study.is_trained(t))
+    epochs = sum(len(t.intermediate_values) for t in trials if is_trained(t))
     for fact in (
         f"best {best.value:.2%} of the validation images with {best.user_attrs['n_parameters']:,} parameters",
         f"trained {now.trained} trials: {now.trained - now.pruned} to the end, {now.pruned} stopped early, 1 of these",
@@ -86,9 +86,9 @@ def test_the_summary_counts_what_became_of_the_trials(long_search, report_file):
 
 @pytest.mark.parametrize(("n_asked", "unfinished"), [(2, False), (3, True)])
 def test_only_a_search_that_has_not_all_its_trials_is_called_unfinished(n_asked, unfinished):
-    found = new_study([draw_trial(0), draw_trial(1, "pruned"), create_trial(state=TrialState.WAITING)])
-    found.set_user_attr(N_TRIALS, n_asked)
-    html = study_report.page(found)
+    study = new_study([draw_trial(0), draw_trial(1, "pruned"), create_trial(state=TrialState.WAITING)])
+    study.set_user_attr(N_TRIALS, n_asked)
+    html = report.page(study)
     assert ("This study is not finished" in html) == ("0 running, 1 waiting" in html) == unfinished
 
 
@@ -110,14 +110,14 @@ def test_each_of_the_best_has_a_drawing_its_line_and_its_recipe(long_search, rep
 
 
 def test_another_dataset_is_named_and_has_no_reference_systems():
-    html = study_report.page(new_study([draw_trial(0)], dataset=DATASETS["kmnist"]))
+    html = report.page(new_study([draw_trial(0)], dataset=DATASETS["kmnist"]))
     assert "the best network on Kuzushiji-MNIST" in html and "published" not in _section(html, "accuracy")
     assert "eva-drilldown" not in html
 
 
 def test_the_standard_error_is_that_of_the_validation_images():
-    assert study_report._standard_error(0.995, 10_000) == "0.071"
-    html = study_report.page(new_study([draw_trial(0)]))
+    assert report._standard_error(0.995, 10_000) == "0.071"
+    html = report.page(new_study([draw_trial(0)]))
     assert "10,000 <em>validation</em>" in html
 
 
@@ -128,7 +128,7 @@ def test_failures_come_with_their_reason(report_file):
 @pytest.mark.parametrize("outcomes", [[], ["finished"], ["pruned"] * 6, ["over budget"], ["failed"], ["running"]])
 def test_what_cannot_be_drawn_is_a_sentence_that_says_why(outcomes):
     trials = [draw_trial(number, outcome) for number, outcome in enumerate(outcomes)]
-    html = study_report.page(new_study(trials))
+    html = report.page(new_study(trials))
     for name in FIGURES:
         section = _section(html, name)
         missing = re.findall('<p class="missing">(.*)</p>', section)
@@ -138,10 +138,10 @@ def test_what_cannot_be_drawn_is_a_sentence_that_says_why(outcomes):
 
 
 def test_a_study_that_is_no_search_is_refused():
-    found = new_study()
-    found.set_user_attr("identity", {"dataset": "mnist", "folds": 6})
+    study = new_study()
+    study.set_user_attr("identity", {"dataset": "mnist", "folds": 6})
     with pytest.raises(StudyError, match="is not a search"):
-        study_report.page(found)
+        report.page(study)
 
 
 # --- the file --------------------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def test_a_page_of_someone_else_is_not_lost(tmp_path):
     new_study(path=tmp_path / "s.db")
     (tmp_path / "index.html").write_text("<h1>mine</h1>")
     with pytest.raises(NasMnistError, match="is no report and must not be lost"):
-        study_report.write(Storage.parse(str(tmp_path / "s.db")), "nas-mnist", tmp_path)
+        report.write(Storage.parse(str(tmp_path / "s.db")), "nas-mnist", tmp_path)
     assert (tmp_path / "index.html").read_text() == "<h1>mine</h1>"
 
 
@@ -169,15 +169,15 @@ def test_a_folder_that_is_a_file_is_one_clear_line(tmp_path):
     new_study(path=tmp_path / "s.db")
     (tmp_path / "report").write_text("")
     with pytest.raises(NasMnistError, match="must be a folder that can be written"):
-        study_report.write(Storage.parse(str(tmp_path / "s.db")), "nas-mnist", tmp_path / "report")
+        report.write(Storage.parse(str(tmp_path / "s.db")), "nas-mnist", tmp_path / "report")
 
 
 def test_a_page_that_cannot_be_written_whole_is_not_there(tmp_path, monkeypatch):
     new_study(path=tmp_path / "s.db")
     out = tmp_path / "report"
-    monkeypatch.setattr(study_report.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "no space")))
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "no space")))
     with pytest.raises(NasMnistError, match="no space"):
-        study_report.write(Storage.parse(str(tmp_path / "s.db")), "nas-mnist", out)
+        report.write(Storage.parse(str(tmp_path / "s.db")), "nas-mnist", out)
     assert list(out.iterdir()) == []
 
 
@@ -298,7 +298,7 @@ def test_text_from_the_database_is_never_run(open_page, tmp_path):
     trials[0].set_user_attr("device", HOSTILE)
     trials[1].set_user_attr("reason", HOSTILE)
     path = tmp_path / "index.html"
-    path.write_text(study_report.page(new_study(trials, name=HOSTILE)), encoding="utf-8")
+    path.write_text(report.page(new_study(trials, name=HOSTILE)), encoding="utf-8")
     page = open_page(path)
     assert page.inner_text("h1") == f"Study {HOSTILE}"
     assert HOSTILE in page.inner_text("#failures") and HOSTILE in page.inner_text("#settings")
@@ -319,11 +319,11 @@ def test_the_best_is_told_with_the_trials_it_descends_from():
     trials = draw_trials(40)
     best = trials.index(leaderboard(trials)[0])
     parent, first, *_ = (i for i, t in enumerate(trials) if t.state.name == "PRUNED" and t.intermediate_values)
-    trials[first].user_attrs[ORIGIN] = "random"
+    trials[first].user_attrs |= origin_attributes("random")
     for child, ancestor in ((parent, first), (best, parent)):
         change = f"mutation of trial {ancestor}: blocks 2 → 3"
-        trials[child].user_attrs |= {ORIGIN: change, PARENT: ancestor}
-    page = study_report.page(new_study(trials))
+        trials[child].user_attrs |= origin_attributes(change, ancestor)
+    page = report.page(new_study(trials))
     told = _text("<body>" + page[page.index('id="family"') :])
     root = f"{first} stopped after epoch {len(trials[first].intermediate_values)} random"
     end = f"{best} {trials[best].value:.2%} mutation of trial {parent}: blocks 2 → 3"

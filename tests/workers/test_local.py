@@ -8,8 +8,7 @@ import psutil
 import pytest
 
 from nas_mnist.errors import DeviceError, NasMnistError
-from nas_mnist.workers import local as workers
-from nas_mnist.workers import machine
+from nas_mnist.workers import local, machine
 from nas_mnist.workers.events import Completed, Progress, Worker, WorkerDied, WorkerFailed
 from nas_mnist.workers.local import plan_workers, run_workers
 
@@ -144,7 +143,7 @@ def _parent(connection):
 
 
 def test_workers_end_when_their_parent_is_killed():
-    context = workers.multiprocessing.get_context("spawn")
+    context = local.multiprocessing.get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
     parent = context.Process(target=_parent, args=(sending,))
     parent.start()

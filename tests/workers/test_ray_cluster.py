@@ -15,8 +15,9 @@ from host import wait_for
 
 from nas_mnist.cli import main as cli
 from nas_mnist.errors import DeviceError, NasMnistError
-from nas_mnist.study import ownership
-from nas_mnist.study import shared as study
+from nas_mnist.study import ownership, studies
+from nas_mnist.study.records import TrialCounts
+from nas_mnist.study.shared import requeue
 from nas_mnist.study.storage import Storage
 from nas_mnist.workers.events import Progress, Worker, WorkerDied, WorkerFailed
 
@@ -24,7 +25,7 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ra
 
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from nas_mnist.workers import ray_cluster as ray_workers  # noqa: E402
+from nas_mnist.workers import ray_cluster  # noqa: E402
 
 TESTS = Path(__file__).parents[1]
 SMALL = {"object_store_memory": 80 * 2**20}
@@ -45,25 +46,25 @@ def cluster():
 
 @pytest.fixture
 def driver(cluster):
-    with ray_workers.connected(cluster.address, Storage("postgresql+psycopg://nobody@127.0.0.1/none")):
+    with ray_cluster.connected(cluster.address, Storage("postgresql+psycopg://nobody@127.0.0.1/none")):
         yield cluster
 
 
 @pytest.fixture
 def storage(postgresql_server):
     storage = Storage(postgresql_server.new_database())
-    study.create(storage.open(create=True), "s", metric="m", attributes={})
+    studies.create(storage.open(create=True), "s", metric="m", attributes={})
     return storage
 
 
 def progress(storage, name="s"):
-    now = study.progress(study.load(storage.open(), name).get_trials())
+    now = TrialCounts.of(studies.load(storage.open(), name).get_trials())
     return now.trained, now.running, now.waiting
 
 
 def all_taken_back(storage, name="s"):
     """As every command does it; the processes of a stopped one may take a moment to end."""
-    study.take_back(storage, name)
+    requeue(storage, name)
     return progress(storage, name)[1] == 0
 
 
@@ -75,7 +76,7 @@ def collect(work, n_workers=2, on_event=lambda worker, event: None, device="cpu"
             events.append((worker.index, event))
             on_event(worker, event)
 
-    ray_workers.run_workers(work, [Worker(i, device) for i in range(n_workers)], note)
+    ray_cluster.run_workers(work, [Worker(i, device) for i in range(n_workers)], note)
     return events
 
 
@@ -136,7 +137,7 @@ def _say_gpu(worker, send):
 def test_workers_share_a_gpu(driver):
     node = driver.add_node(num_cpus=2, num_gpus=1, **SMALL)
     try:
-        assert [worker.device for worker in ray_workers.plan_workers(None)] == ["cuda:0"] * 4
+        assert [worker.device for worker in ray_cluster.plan_workers(None)] == ["cuda:0"] * 4
         said = [event for _, event in collect(_say_gpu, device="cuda:0")]
     finally:
         driver.remove_node(node)
@@ -146,9 +147,9 @@ def test_workers_share_a_gpu(driver):
 
 
 def test_default_is_one_worker_for_each_core_of_the_cluster(driver):
-    assert ray_workers.plan_workers(None) == [Worker(0, "cpu"), Worker(1, "cpu")]
+    assert ray_cluster.plan_workers(None) == [Worker(0, "cpu"), Worker(1, "cpu")]
     with pytest.raises(DeviceError, match="room for 2 workers"):
-        ray_workers.plan_workers(3)
+        ray_cluster.plan_workers(3)
 
 
 def test_node_that_is_removed_in_the_middle_costs_no_trial_of_the_count(driver, storage, tmp_path):
@@ -176,7 +177,7 @@ def test_node_that_is_removed_in_the_middle_costs_no_trial_of_the_count(driver, 
     events = collect(partial(host.work, storage, 12, tmp_path, None), 3, remove_once)
     removing.join()
     assert progress(storage) == (12, 0, 0)
-    trials = study.load(storage.open(), "s").get_trials()
+    trials = studies.load(storage.open(), "s").get_trials()
     assert [event for _, event in events if isinstance(event, WorkerDied)]
     failed = [t for t in trials if t.state.name == "FAIL"]
     for trial in failed:
