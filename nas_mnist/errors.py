@@ -19,7 +19,14 @@ from collections.abc import Iterator
 
 
 class NasMnistError(Exception):
-    """Base of every error that a user can understand and act on."""
+    """Base of every error that a user can understand and act on.
+
+    `settings` are the keywords, such as `storage`, of which another value mends it; the command line adds its options.
+    """
+
+    def __init__(self, message: str = "", *settings: str):
+        super().__init__(message)
+        self.settings = settings
 
 
 class ArchitectureError(NasMnistError):
@@ -52,7 +59,7 @@ class TrainingDiverged(NasMnistError):
 
 FULL = "the disk is full: make room, and the same command goes on; what was finished is kept"
 LOCKED = "another program has kept the database locked for too long: close it, and the same command goes on"
-NO_MEMORY = "there was not enough memory: the same command goes on, with fewer --workers if it happens again"
+NO_MEMORY = "there was not enough memory: the same command goes on, with fewer workers if it happens again"
 NO_GPU_MEMORY = "a GPU had not enough memory for who uses it: the same command goes on, with fewer workers on that GPU"
 BROKEN = "the database cannot be read or written any more ({}): see to its disk, and the same command goes on"
 

@@ -180,7 +180,7 @@ def test_server_that_stays_away_is_one_line_and_the_same_command_goes_on(
     finally:
         stop.join()
         postgresql_server.start()
-    assert error.count("\n") == 1 and "cannot be reached" in error and "see --storage" in error
+    assert error.count("\n") == 1 and "cannot be reached" in error and "(--storage)" in error
     assert PASSWORD not in error
     assert cli.main(["search", *QUICK, "--storage", url]) == 0
     now = TrialCounts.of(trials_of(Storage.parse(url), "nas-mnist"))

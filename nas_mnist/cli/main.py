@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except Exception as error:
-            return _say_error(error)
+            return _say_error(error, arguments)
 
 
 def _say_stopped(argv: list[str], goes_on: bool) -> None:
@@ -52,15 +52,22 @@ def _say_stopped(argv: list[str], goes_on: bool) -> None:
     print(f"nas-mnist: stopped{how}", file=sys.stderr)
 
 
-def _say_error(error: Exception) -> int:
+def _say_error(error: Exception, arguments: argparse.Namespace) -> int:
     """One line about what the user or the machine did; anything else is a bug, and raised again."""
-    message = str(error) if isinstance(error, NasMnistError) else explain(error)
+    message = f"{error}{_options(error, arguments)}" if isinstance(error, NasMnistError) else explain(error)
     if message is None:
         raise error
     for note in getattr(error, "__notes__", ()):  # a worker's traceback
         print(*map(shown, note.splitlines()), sep="\n", file=sys.stderr)
     print(f"nas-mnist: {shown(message)}", file=sys.stderr)
     return 2
+
+
+def _options(error: NasMnistError, arguments: argparse.Namespace) -> str:
+    """The options of this command that mend the error, in brackets; the library knows them as keywords."""
+    names = ["study" if name == "study_name" else name for name in error.settings]
+    options = [f"--{name.replace('_', '-')}" for name in names if name in arguments]
+    return f" ({', '.join(options)})" if options else ""
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -63,7 +63,7 @@ def spread(images: Images, n: int) -> Images:
 def check_number(n: int, n_images: int) -> None:
     """Raise `DataError` if `n` of so many images cannot be trained on."""
     if not 2 <= n <= n_images:
-        raise DataError(f"there are 2 to {n_images:,} training images to choose from, not {n:,}")
+        raise DataError(f"there are 2 to {n_images:,} training images to choose from, not {n:,}", "train_images")
 
 
 def _by_class(images: Images, seed: int) -> Tensor:

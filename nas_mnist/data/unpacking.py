@@ -52,7 +52,7 @@ def prepare(data_dir: Path, dataset: Dataset = MNIST) -> None:
                     _unpack(dataset, data_dir, folder)
     except OSError as error:
         raise DataError(
-            f"the data folder must be writable; {data_dir}: {error.strerror or error}: name another with --data-dir"
+            f"the data folder must be writable; {data_dir}: {error.strerror or error}: name another", "data_dir"
         ) from error
     _verify(dataset, folder)
 

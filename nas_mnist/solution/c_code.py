@@ -151,7 +151,9 @@ def _int8_layer(step: QuantisedStep) -> _Layer:
 
 
 def _unknown(step: object) -> SolutionError:
-    return SolutionError(f"the C writer knows convolutions and pools, and no {type(step).__name__}: export without --c")
+    return SolutionError(
+        f"the C writer knows convolutions and pools, and no {type(step).__name__}: export without C", "c"
+    )
 
 
 def _function(step: FoldedConvolution) -> str:

@@ -122,7 +122,7 @@ def export(
             _put_in_place(temporary, out, force)
     except OSError as error:
         reason = error.strerror or error
-        raise SolutionError(f"{out} cannot be written ({reason}): make room or name another with --out") from error
+        raise SolutionError(f"{out} cannot be written ({reason}): make room or name another", "out") from error
     return record
 
 
@@ -149,18 +149,21 @@ def check_place(out: Path, force: bool) -> None:
     if not out.exists():
         return
     if not force:
-        raise SolutionError(f"{out} exists and is not overwritten: name another folder with --out, or give --force")
+        raise SolutionError(
+            f"{out} exists and is not overwritten: name another folder, or allow to replace it", "out", "force"
+        )
     try:
         written = {RECORD, *json.loads((out / RECORD).read_bytes())["sha256"]}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise SolutionError(
-            f"{out} is no exported solution, and only such a folder is replaced: name another with --out"
+            f"{out} is no exported solution, and only such a folder is replaced: name another", "out"
         ) from None
     there = (path.relative_to(out).as_posix() for path in _files(out) if "__pycache__" not in path.parts)
     foreign = sorted(set(there) - written)
     if foreign:
         raise SolutionError(
-            f"{out} holds {foreign[0]}, which was not exported and would be lost: move it, or name another with --out"
+            f"{out} holds {foreign[0]}, which was not exported and would be lost: move it, or name another folder",
+            "out",
         )
 
 
@@ -169,7 +172,8 @@ def _check_accuracy(retrained: Retrained, judged: Judged) -> None:
     if abs(judged.accuracy - seen) * len(judged.images) > MAX_OTHERWISE + 0.5:
         raise SolutionError(
             f"the weights must classify as retraining saw it, {seen:.2%} of the test set; they reach "
-            f"{judged.accuracy:.2%}: run `nas-mnist retrain` again in another --study"
+            f"{judged.accuracy:.2%}: retrain it again in another study",
+            "study_name",
         )
 
 

@@ -168,7 +168,7 @@ def choose(storage: Storage, study_name: str, trial: int | None = None) -> Chose
     if trial is None:
         if not ranking or ranking[0].given_up:
             raise StudyError(
-                f"no candidate of study {study_name!r} is confirmed: run `nas-mnist confirm`, or name one with --trial"
+                f"no candidate of study {study_name!r} is confirmed: run `nas-mnist confirm`, or name a trial", "trial"
             )
         trial = ranking[0].trial
     confirmed = next((c for c in ranking if c.trial == trial), None)
@@ -257,7 +257,7 @@ def _retrained(study: optuna.Study, chosen: Chosen, own: list[FrozenTrial], weig
 def _nothing_retrained(chosen: Chosen | None, diverged: list[FrozenTrial]) -> StudyError:
     name = chosen.name if chosen else "nothing"
     if diverged:
-        return StudyError(f"{name} diverged with every seed ({len(diverged)}): retrain another with --trial")
+        return StudyError(f"{name} diverged with every seed ({len(diverged)}): retrain another", "trial")
     return StudyError(f"{name} has not been retrained: run `nas-mnist retrain` first")
 
 

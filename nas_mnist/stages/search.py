@@ -151,18 +151,20 @@ def check_budget(max_params: int, limits: Limits = NO_LIMITS) -> None:
     if smallest >= max_params:
         raise BudgetError(
             f"a budget of fewer than {max_params:,} parameters cannot be met; the smallest network of the space has "
-            f"{smallest:,}: give --max-params {smallest + 1} or more"
+            f"{smallest:,}: give {smallest + 1} or more",
+            "max_params",
         )
-    _check_limit(limits.max_macs, "multiply-adds", lambda architecture: architecture.n_macs)
-    _check_limit(limits.max_ram, "bytes of RAM", lambda architecture: architecture.ram)
+    _check_limit("max_macs", limits.max_macs, "multiply-adds", lambda architecture: architecture.n_macs)
+    _check_limit("max_ram", limits.max_ram, "bytes of RAM", lambda architecture: architecture.ram)
 
 
-def _check_limit(limit: int | None, what: str, measure: Callable[[Architecture], int]) -> None:
+def _check_limit(name: str, limit: int | None, what: str, measure: Callable[[Architecture], int]) -> None:
     smallest = space.smallest(measure)
     if limit is not None and smallest > limit:
         raise BudgetError(
             f"a budget of {limit:,} {what} cannot be met; the smallest network of the space takes {smallest:,}: "
-            "allow as many or more"
+            "allow as many or more",
+            name,
         )
 
 

@@ -120,7 +120,8 @@ class Artifacts:
         except safetensors.SafetensorError as error:
             raise StudyError(
                 f"{self.folder / artifact_id} must be the weights of trial {trial.number}, and is damaged ({error}): "
-                "train it again in another --study"
+                "train it again in another study",
+                "study_name",
             ) from error
 
     def add_mistakes(self, trial: optuna.Trial | FrozenTrial, mistakes: list[tuple[int, int, int]]) -> None:

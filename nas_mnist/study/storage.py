@@ -82,7 +82,9 @@ class Storage:
                 text = sqlalchemy.URL.create("sqlite", database=text).render_as_string()
             url = sqlalchemy.make_url(text)
             if url.host and text.count("@") > 1:
-                raise StudyError("an @ in a storage's password is written %40, and in the rest of its URL too")
+                raise StudyError(
+                    "an @ in a storage's password is written %40, and in the rest of its URL too", "storage"
+                )
             # A database in memory would be another one in every process; other servers have no lock that we know.
             in_memory = (url.database or ":memory:").startswith((":", "file:"))
             backend = url.get_backend_name()
@@ -92,7 +94,8 @@ class Storage:
         if not named:
             raise StudyError(
                 "a storage is a file name or a SQLAlchemy URL of SQLite or PostgreSQL, such as "
-                "sqlite:///studies/nas_mnist.db or postgresql+psycopg://user@host/database: see --storage"
+                "sqlite:///studies/nas_mnist.db or postgresql+psycopg://user@host/database: name one of these",
+                "storage",
             )
         return Storage(text)
 
@@ -126,8 +129,8 @@ class Storage:
                 self._create_file(create)
             if self.path and not (self.read_only or is_writable(self.path)):
                 raise StudyError(
-                    f"{self.path} and its folder must be writable: change their permissions or name another with "
-                    "--storage"
+                    f"{self.path} and its folder must be writable: change their permissions or name another",
+                    "storage",
                 )
             # Two hosts that are the first would both make the tables.
             with contextlib.nullcontext() if self.path else self._advisory_lock("schema", on_outage):
@@ -139,8 +142,11 @@ class Storage:
         except (sqlalchemy.exc.SQLAlchemyError, *STORAGE_ERRORS, RuntimeError, OSError) as error:
             if on_outage is not None:  # it could be opened when the run began: another try will do
                 raise ConnectionError(f"the storage failed; {reason(error)}") from error
-            advice = explain(error) or f"it must be a database that Optuna can open; {reason(error)}: see --storage"
-            raise StudyError(f"storage {self}: {advice}") from error
+            if advice := explain(error):
+                raise StudyError(f"storage {self}: {advice}") from error
+            raise StudyError(
+                f"storage {self}: it must be a database that Optuna can open; {reason(error)}: name another", "storage"
+            ) from error
         if self.path and not self.read_only:
             _make_sqlite_fast(storage)
         elif not self.path:
@@ -151,7 +157,7 @@ class Storage:
         """Optuna makes table after table; in a file of another name, so that whoever is killed leaves none or all."""
         if not create:
             raise StudyError(
-                f"there is no study database at {self.path}: run `nas-mnist search` first, or name one with --storage"
+                f"there is no study database at {self.path}: run `nas-mnist search` first, or name one", "storage"
             )
         _make_parent(self.path)
         place = self.path.resolve()  # through a link
@@ -251,7 +257,8 @@ class _PatientConnect:
         self._since = since = self._since or time.monotonic()
         if self._on_outage is None or time.monotonic() - since > patience:
             raise StudyError(
-                f"storage {self._storage} cannot be reached; {reason(error)}: start its server, or see --storage"
+                f"storage {self._storage} cannot be reached; {reason(error)}: start its server, or name another",
+                "storage",
             ) from error
         if self._told_since is None and _is_main_thread():  # the pipe that takes the event has no lock
             self._told_since = since
@@ -299,7 +306,7 @@ def _is_database(path: Path) -> bool:
     Optuna would write its tables into any SQLite file.
     """
     if path.exists() and not path.is_file():
-        raise StudyError(f"{path} must be a file, and is a folder or a device: name another with --storage")
+        raise StudyError(f"{path} must be a file, and is a folder or a device: name another", "storage")
     if not path.exists() or path.stat().st_size == 0:
         return False
     try:
@@ -313,13 +320,9 @@ def _is_database(path: Path) -> bool:
             if found != "ok":  # SQLite takes what was cut off for empty
                 raise sqlite3.DatabaseError(found.replace("\n", " "))
     except sqlite3.Error as error:
-        raise StudyError(
-            f"{path} must be an Optuna database; SQLite says: {error}: name another with --storage"
-        ) from error
+        raise StudyError(f"{path} must be an Optuna database; SQLite says: {error}: name another", "storage") from error
     if tables and not is_optunas:
-        raise StudyError(
-            f"{path} must be an Optuna database, and is one of another program: name another with --storage"
-        )
+        raise StudyError(f"{path} must be an Optuna database, and is one of another program: name another", "storage")
     return bool(tables)
 
 
@@ -350,10 +353,10 @@ def _make_parent(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StudyError(
-            f"{path.parent} must be a folder that can be written ({error.strerror}): see --storage"
+            f"{path.parent} must be a folder that can be written ({error.strerror}): name another", "storage"
         ) from error
     if not os.access(path.parent, os.W_OK):
-        raise StudyError(f"{path.parent} must be a folder that can be written: name another with --storage")
+        raise StudyError(f"{path.parent} must be a folder that can be written: name another", "storage")
 
 
 def _make_sqlite_fast(storage: RDBStorage) -> None:

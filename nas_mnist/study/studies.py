@@ -69,7 +69,8 @@ def _compare(name: str, stored: dict[str, Any], asked: dict[str, Any]) -> None:
         if stored.get(key) != value:
             raise StudyError(
                 f"study {name!r} was made with {key} {stored.get(key)!r}, not {value!r}; results of both cannot be "
-                "compared: use the same value, or another --study"
+                "compared: use the same value, or another study",
+                "study_name",
             )
 
 
@@ -89,7 +90,9 @@ def load(storage: RDBStorage, name: str) -> optuna.Study:
         return optuna.load_study(study_name=name, storage=storage)
     except KeyError:
         there = ", ".join(names(storage)) or "none"
-        raise StudyError(f"there is no study {name!r} in this storage (there: {there}): see --study") from None
+        raise StudyError(
+            f"there is no study {name!r} in this storage (there: {there}): name another", "study_name"
+        ) from None
 
 
 def dataset_of(storage: Storage, name: str, asked: Dataset | None = None) -> Dataset:

@@ -70,7 +70,7 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or "no name of a host"
-            raise StudyError(f"cannot listen on {host}:{port} ({reason}): choose another with --port") from error
+            raise StudyError(f"cannot listen on {host}:{port} ({reason}): choose another port", "port") from error
 
 
 def publish(storage: Storage, study_name: str, data_dir: Path) -> None:

@@ -61,7 +61,7 @@ def write(storage: Storage, study_name: str, out: Path) -> Path:
     Raises `StudyError` if the study is no search, `NasMnistError` if the folder cannot be written or has another page.
     """
     if (out / PAGE).exists() and GENERATOR not in (out / PAGE).read_bytes()[:4096]:
-        raise NasMnistError(f"{out / PAGE} is no report and must not be lost: name another folder with --out")
+        raise NasMnistError(f"{out / PAGE} is no report and must not be lost: name another folder", "out")
     opened = storage.open()
     study = studies.load(opened, study_name)
     html = page(study, confirm.ranking(opened, study_name), retrain.results(opened, study_name))
@@ -71,7 +71,7 @@ def write(storage: Storage, study_name: str, out: Path) -> Path:
             temporary.write_text(html, encoding="utf-8")
     except OSError as error:
         raise NasMnistError(
-            f"{out} must be a folder that can be written ({error.strerror}): give another one with --out"
+            f"{out} must be a folder that can be written ({error.strerror}): give another one", "out"
         ) from error
     return out / PAGE
 
@@ -80,7 +80,9 @@ def page(study: optuna.Study, ranking: Sequence[Confirmed] = (), retrained: Sequ
     """The page as HTML. Raises `StudyError` if the study is no search."""
     identity = studies.recorded_identity(study)
     if not {"max_params", "epochs", "space"} <= identity.keys():
-        raise StudyError(f"study {study.study_name!r} is not a search, so there is nothing to report: see --study")
+        raise StudyError(
+            f"study {study.study_name!r} is not a search, so there is nothing to report: name a search", "study_name"
+        )
     dataset = studies.recorded_dataset(identity)
     trials = study.get_trials(deepcopy=False)
     drawn, missing = _draw(_figures(study, trials, identity, dataset, ranking, retrained))

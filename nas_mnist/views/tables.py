@@ -527,9 +527,9 @@ def _draw_published(axes) -> None:
 def check_figure_path(path: Path) -> None:
     """Raise `NasMnistError` if a figure cannot be written there: better before the work than after it."""
     if path.suffix not in (".png", ".svg", ".pdf"):
-        raise NasMnistError(f"a figure is a .png, .svg or .pdf file, not {path}: give another name with --out")
+        raise NasMnistError(f"a figure is a .png, .svg or .pdf file, not {path}: give another name", "out")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise NasMnistError(f"{path.parent} must be a folder that can be written: give another one with --out")
+        raise NasMnistError(f"{path.parent} must be a folder that can be written: give another one", "out")
 
 
 def save_figure(figure, path: Path) -> None:

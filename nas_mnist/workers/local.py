@@ -32,6 +32,7 @@ class Failure:
 
     message: str
     final: bool
+    settings: tuple[str, ...] = ()  # as those of the error
 
 
 @dataclass
@@ -61,7 +62,7 @@ def plan_workers(
     limit = max(MAX_WORKERS_PER_CORE * n_cores, n_gpus * WORKERS_PER_GPU)
     if n_workers is not None and not 1 <= n_workers <= limit:
         raise DeviceError(
-            f"{n_workers} workers make no sense on {n_cores} cores and {n_gpus} GPUs: choose 1 to {limit}"
+            f"{n_workers} workers make no sense on {n_cores} cores and {n_gpus} GPUs: choose 1 to {limit}", "workers"
         )
     if n_workers is None:
         n_workers = _fitting_memory(default, say)
@@ -89,7 +90,9 @@ def _check_device(device: str) -> None:
 
     there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if device not in there:
-        raise DeviceError(f"device must be one of {', '.join(there)} on this machine, not {device!r}: see --devices")
+        raise DeviceError(
+            f"device must be one of {', '.join(there)} on this machine, not {device!r}: name one of them", "devices"
+        )
 
 
 def run_workers(work: Callable[[Worker, OnEvent], None], workers: Sequence[Worker], on_event: OnWorkerEvent) -> None:
@@ -141,7 +144,7 @@ def _replace(context, work, process: _Process, on_event: OnWorkerEvent) -> list[
         return []
     failure = process.failure
     if failure and failure.final:
-        raise WorkerFailed(failure.message)
+        raise WorkerFailed(failure.message, *failure.settings)
     reason = failure.message if failure else f"killed by signal {-process.process.exitcode}"
     if process.process.exitcode and process.process.exitcode > 0 and not failure:
         reason = f"exit code {process.process.exitcode}"
@@ -208,7 +211,7 @@ def attempt(work: Callable[[Worker, OnEvent], None], worker: Worker, on_event: O
 
 def _failure(error: Exception) -> Failure:
     if isinstance(error, NasMnistError):
-        return Failure(str(error), final=True)
+        return Failure(str(error), final=True, settings=error.settings)
     explanation = explain(error)
     return Failure(explanation or traceback.format_exc().strip(), is_final(explanation))
 

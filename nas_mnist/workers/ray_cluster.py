@@ -46,7 +46,9 @@ def connected(address: str, storage: Storage) -> Iterator[None]:
     if storage.path:
         raise StudyError(
             f"workers on a Ray cluster need a storage that every node reaches, and {storage} is a file here: "
-            "give --storage postgresql+psycopg://… (on one machine Ray adds nothing: leave --ray out)"
+            "give one such as postgresql+psycopg://…, or leave Ray out, which adds nothing on one machine",
+            "storage",
+            "ray",
         )
     try:
         if address != "auto":
@@ -55,7 +57,8 @@ def connected(address: str, storage: Storage) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DeviceError(
-            f"there must be a Ray cluster at {address!r}; {reason}: start one with `ray start --head`, or see --ray"
+            f"there must be a Ray cluster at {address!r}; {reason}: start one with `ray start --head`, or name another",
+            "ray",
         ) from error
     try:
         yield
@@ -80,7 +83,8 @@ def plan_workers(n_workers: int | None) -> list[Worker]:
     if not 1 <= (n_workers or room) <= room:
         raise DeviceError(
             f"the Ray cluster has room for {room} workers ({n_cores} cores, {n_gpus} GPUs), not {n_workers or 1}: "
-            "see --workers"
+            "ask for as many or fewer",
+            "workers",
         )
     device = "cuda:0" if n_gpus else "cpu"  # Ray shows a task its own GPU alone
     return [Worker(index, device) for index in range(n_workers or room)]
@@ -158,7 +162,7 @@ def _replace(work, task: _Task, queue: Queue, on_event: OnWorkerEvent) -> list[_
     if failure is None:
         return []
     if failure.final:
-        raise WorkerFailed(failure.message)
+        raise WorkerFailed(failure.message, *failure.settings)
     _count_death(task, failure.message, on_event)
     return [_start(work, task.worker, queue, task.restarts, raised=True)]
 

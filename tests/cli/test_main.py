@@ -83,12 +83,14 @@ BAD = [
     ("search --trials ten", "must be a whole number, not 'ten'"),
     ("search --epochs 0", "--epochs"),
     ("search --max-params 0", "--max-params"),
-    ("search --max-params 50", "the smallest network of the space has"),
-    ("search --train-images 50001", "2 to 50,000"),
+    ("search --max-params 50", "or more (--max-params)"),
+    ("frontier --budgets 50", "or more\n"),
+    ("search --train-images 50001", "not 50,001 (--train-images)"),
+    ("search --max-ram 10", "as many or more (--max-ram)"),
     ("search --workers 0", "argument --workers: must be at least 1, not 0"),
     ("search --workers 100000", "make no sense"),
     ("search --devices cuda:9", "device must be one of"),
-    ("search --devices gpu", "device must be one of"),
+    ("search --devices gpu", "name one of them (--devices)"),
     ("search --devices ,", "argument --devices: must be one or several, with commas between them, not ','"),
     ("confirm --devices ''", "argument --devices: must be one or several, with commas between them, not ''"),
     ("frontier --budgets ,", "argument --budgets: must be one or several, with commas between them, not ','"),
@@ -100,7 +102,10 @@ BAD = [
     ("search --storage postgresql+pg8000://a:secret@localhost/x", "not installed"),
     ("search --data-dir /proc/nothing", "--data-dir"),
     ("search --quiet --verbose", "not allowed with"),
-    ("show", "there is no study database at studies/nas_mnist.db"),
+    (
+        "show",
+        "there is no study database at studies/nas_mnist.db: run `nas-mnist search` first, or name one (--storage)",
+    ),
     ("dashboard", "there is no study database at studies/nas_mnist.db"),
     ("dashboard --port 70000", "must be 1 to 65,535, not 70,000"),
     ("describe", "describe takes one network"),
@@ -112,7 +117,7 @@ BAD = [
     ("find-lr era1a7 --from 1 --to 0.1", "must rise"),
     ("find-lr era1a7 --steps 10", "at least 50 steps, not 10"),
     ("find-lr era1a7 --out lr.txt", "a figure is a .png, .svg or .pdf file, not lr.txt"),
-    ("find-lr era1a7 --device cuda:9", "device must be one of"),
+    ("find-lr era1a7 --device cuda:9", "name one of them\n"),
     ("baselines era1a8", "there is no reference system 'era1a8': choose one of era1a7"),
     ("baselines --seeds 0", "argument --seeds: must be 1 to 1,000, not 0"),
     ("baselines --storage postgresql+pg8000://a:secret@localhost/x", "not installed"),
@@ -192,7 +197,7 @@ def test_taken_port_is_one_clear_line(searched, capsys, monkeypatch):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         code, _, err = run(capsys, "dashboard", "--port", taken.getsockname()[1])
-    assert code == 2 and "choose another with --port" in err and err.count("\n") == 1
+    assert code == 2 and "choose another port (--port)" in err and err.count("\n") == 1
 
 
 def test_module_runs_as_the_command_does():

@@ -131,8 +131,9 @@ def test_damaged_original_file_is_refused_and_nothing_is_left(tmp_path):
 
 def test_folder_that_cannot_be_made_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="--data-dir"):
+    with pytest.raises(DataError, match="name another") as error:
         prepare(tmp_path / "file" / "below")
+    assert error.value.settings == ("data_dir",)
 
 
 SIBLINGS = [replace(d, n_train_images=600, n_test_images=300) for d in DATASETS.values() if d != MNIST]

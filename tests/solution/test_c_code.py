@@ -104,7 +104,7 @@ def test_layer_that_the_writer_does_not_know_leaves_nothing_behind(images, tmp_p
     network = compiled.settled(parse("c8 G c10k1-"), few(images, 100))
     steps = fold(network)
     model = quantise(steps, normalise(images.pixels[:100], images.normalisation).numpy())
-    with pytest.raises(SolutionError, match=r"convolutions and pools, and no Flip: export without --c"):
+    with pytest.raises(SolutionError, match=r"convolutions and pools, and no Flip: export without C"):
         c_code.write(tmp_path / "c", [*steps, Flip()], read(model, steps), "A network.", images.normalisation)
     assert not list(tmp_path.iterdir())
 

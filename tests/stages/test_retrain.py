@@ -97,7 +97,7 @@ def add_confirmation(storage, trial, accuracies):
 
 
 def test_winner_of_the_confirmation_is_chosen_not_that_of_the_search(searched):
-    with pytest.raises(StudyError, match=r"nas-mnist confirm.*--trial"):
+    with pytest.raises(StudyError, match=r"nas-mnist confirm.*name a trial"):
         retrain.choose(searched, "nas-mnist")
     add_confirmation(searched, 0, [0.95, 0.96])
     add_confirmation(searched, 1, [0.97, 0.98])

@@ -179,7 +179,7 @@ def test_workers_and_resumed_runs_draw_different_candidates(storage):
 
 
 def test_study_of_another_identity_is_refused_with_both_values(storage):
-    with pytest.raises(StudyError, match=r"max_params 8000, not 1000.*another --study"):
+    with pytest.raises(StudyError, match=r"max_params 8000, not 1000.*another study"):
         studies.create(storage.open(), "s", metric="m", attributes={"identity": {"max_params": 1000}})
 
 
@@ -226,7 +226,7 @@ def test_file_that_is_no_optuna_database_is_refused_and_not_changed(tmp_path, ma
     for leftover in tmp_path.glob("other.db-*"):
         leftover.unlink()
     before = path.read_bytes()
-    with pytest.raises(StudyError, match=r"must be .*database.*--storage") as error:
+    with pytest.raises(StudyError, match=r"must be .*database.*name another") as error:
         Storage.parse(str(path)).open(create=create)
     assert path.read_bytes() == before and "\n" not in str(error.value)
 

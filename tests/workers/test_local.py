@@ -183,5 +183,5 @@ def test_workers_are_spread_over_the_devices(monkeypatch):
 
 @pytest.mark.parametrize(("n", "devices"), [(None, ["cuda:7"]), (None, ["tpu"]), (0, None), (10_000, None)])
 def test_what_is_not_there_is_refused(n, devices):
-    with pytest.raises(DeviceError, match=r"see --devices|choose 1 to"):
+    with pytest.raises(DeviceError, match=r"name one of them|choose 1 to"):
         plan_workers(n, devices)
