@@ -22,6 +22,7 @@ from nas_mnist.study.records import TrialRecord
 from nas_mnist.study.storage import Storage
 from nas_mnist.task import MAX_PARAMS, TARGET_ACCURACY
 from nas_mnist.views.progress import SearchDisplay
+from nas_mnist.views.tables import plus_minus
 from nas_mnist.workers.events import Worker
 
 CANONICAL = Path(__file__).with_name("canonical")
@@ -51,11 +52,10 @@ def draw_result(storage: Storage) -> Figure:
     for mark in MARKS:
         _draw_published(axes, mark.remark, mark.n_parameters, mark.accuracy, "*")
     for color, (name, label) in zip(("C2", "C0"), WINNERS.items(), strict=True):
-        found = retrain.results(storage.open(), name)[0]
-        spread = 100 * found.standard_deviation
+        r = retrain.results(storage.open(), name)[0]
         axes.errorbar(
-            found.verdict.n_parameters, 100 * found.mean, spread, fmt="o", color=color, capsize=4, zorder=3,
-            label=f"{label}: {100 * found.mean:.2f} ± {spread:.2f} %, n = {len(found.runs)}",
+            r.verdict.n_parameters, 100 * r.mean, 100 * r.standard_deviation, fmt="o", color=color, capsize=4, zorder=3,
+            label=f"{label}: {100 * r.mean:.2f}{plus_minus(r.standard_deviation)} %, n = {len(r.runs)}",
         )  # fmt: skip
     axes.plot([], [], "^", color="C1", label="designed by hand, as published: one run")
     axes.plot([], [], "*", color="C1", label="other published marks")

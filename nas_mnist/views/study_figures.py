@@ -21,6 +21,7 @@ from nas_mnist.model.zoo import ZOO
 from nas_mnist.stages.confirm import Confirmed
 from nas_mnist.stages.retrain import Retrained
 from nas_mnist.study.records import TrialRecord, is_over_budget, is_trained, leaderboard
+from nas_mnist.views.tables import plus_minus
 
 BLUE, ORANGE, GREEN, VERMILLION = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 PURPLE, SKY, GREY = "#cc79a7", "#56b4e9", "#8a8f98"
@@ -159,7 +160,7 @@ def name_of(retrained: Retrained) -> str:
 
 def mean_text(mean: float, deviation: float | None, n: int) -> str:
     """99.40% ± 0.03 (n = 3), from fractions."""
-    return f"{mean:.2%}" + ("" if deviation is None else f" ± {100 * deviation:.2f}") + f" (n = {n})"
+    return f"{mean:.2%}{plus_minus(deviation)} (n = {n})"
 
 
 # --- how it went -----------------------------------------------------------------------------------------------------
