@@ -19,7 +19,7 @@ from nas_mnist.data.images import load_test, load_train
 from nas_mnist.data.unpacking import default_data_dir, prepare
 from nas_mnist.errors import DataError
 from nas_mnist.model import zoo
-from nas_mnist.model.architecture import Architecture
+from nas_mnist.model.architecture import Architecture, Limits
 from nas_mnist.model.network import Network
 from nas_mnist.solution import export as exporting
 from nas_mnist.solution import predict
@@ -30,6 +30,7 @@ from nas_mnist.stages import search as searching
 from nas_mnist.stages.confirm import Confirmed, ConfirmSettings
 from nas_mnist.stages.retrain import Chosen, Retrained, RetrainSettings
 from nas_mnist.stages.search import SearchSettings, Summary
+from nas_mnist.stages.trial import Sampler
 from nas_mnist.study import studies
 from nas_mnist.study.space import RECIPE, Candidate, reference_recipe
 from nas_mnist.study.storage import Storage
@@ -82,9 +83,12 @@ def search(
     n_trials: int = 100,
     *,
     max_params: int = MAX_PARAMS,
+    max_macs: int | None = None,
+    max_ram: int | None = None,
     epochs: int = MAX_EPOCHS,
     train_images: int | None = None,
     optimizer: str = RECIPE.optimizer,
+    sampler: Sampler = "evolution",
     seed: int = 0,
     prune: bool = True,
     warm_start: bool = True,
@@ -99,18 +103,22 @@ def search(
 ) -> Summary:
     """Search until the study has `n_trials` trained trials, those of earlier calls counted in.
 
-    Interrupted, it keeps what was finished; the same call goes on. Raises `NasMnistError` for what cannot be done.
+    A network has fewer than `max_params` parameters, at most `max_macs` multiply-adds for an image, and at most
+    `max_ram` bytes of maps alive at once in int8. Interrupted, it keeps what was finished; the same call goes on.
+    Raises `NasMnistError` for what cannot be done.
     """
     settings = SearchSettings(
         storage=Storage.parse(storage),
         study_name=study_name or _dataset(dataset).study,
         n_trials=n_trials,
         max_params=max_params,
+        limits=Limits(max_macs, max_ram),
         epochs=epochs,
         train_images=train_images,
         data_dir=_folder(data_dir),
         dataset=_dataset(dataset),
         optimizer=optimizer,
+        sampler=sampler,
         seed=seed,
         prune=prune,
         warm_start=warm_start,
@@ -189,6 +197,7 @@ def export(
     out: Path | str = "solution",
     *,
     trial: int | None = None,
+    c: bool = False,
     force: bool = False,
     study_name: str = MNIST.study,
     storage: str = STORAGE,
@@ -196,13 +205,14 @@ def export(
 ) -> dict[str, Any]:
     """Write what was retrained last (or this trial) as a folder that anyone can use; what its `solution.json` holds.
 
-    `force` replaces an earlier solution in that folder. `load_solution` is the way back.
+    With `c` also as C for microcontrollers, measured on two of them where their compiler and emulator are
+    installed. `force` replaces an earlier solution in that folder. `load_solution` is the way back.
     """
     opened = Storage.parse(storage)
     chosen = None if trial is None else retraining.choose(opened, study_name, trial)
     retrained = retraining.load(opened, study_name, chosen)
     source = exporting.Source.find(opened, study_name)
-    return exporting.export(retrained, source, _folder(data_dir), Path(out), force=force)
+    return exporting.export(retrained, source, _folder(data_dir), Path(out), force=force, c=c)
 
 
 def load_solution(folder: Path | str = "solution") -> Solution:

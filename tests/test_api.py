@@ -8,6 +8,7 @@ import pytest
 import nas_mnist
 from nas_mnist.data.datasets import MNIST
 
+LIMITS = {"max_macs": 200_000, "max_ram": 20_000, "sampler": "random"}
 TINY = {"epochs": 1, "train_images": 300, "max_params": 400}
 
 
@@ -40,19 +41,24 @@ def carried_away(tmp_path_factory, data_dir):
     """The whole way from Python: what each stage returned, and where it was."""
     folder = tmp_path_factory.mktemp("library")
     place = {"storage": str(folder / "s.db"), "data_dir": data_dir}
-    summary = nas_mnist.search(1, warm_start=False, workers=1, **TINY, **place)
+    summary = nas_mnist.search(1, warm_start=False, workers=1, **TINY, **LIMITS, **place)
     ranking = nas_mnist.confirm(top=1, n_folds=2, train_images=300, workers=1, **place)
     retrained = nas_mnist.retrain(n_seeds=1, train_images=300, workers=1, **place)
-    record = nas_mnist.export(folder / "solution", **place)
+    record = nas_mnist.export(folder / "solution", c=True, **place)
     return folder, summary, ranking, retrained, record
 
 
 def test_the_whole_way_in_python_is_that_of_the_commands(carried_away, data_dir):
     folder, summary, ranking, retrained, record = carried_away
     assert summary.counts.trained == 1
+    (best,) = summary.best
+    network = nas_mnist.parse(best.user_attrs["architecture"])
+    assert network.n_macs <= LIMITS["max_macs"] and network.ram <= LIMITS["max_ram"]
+    assert best.user_attrs["origin"] == "drawn by random"
     (confirmed,) = ranking
     assert confirmed.architecture == str(retrained.candidate.architecture) == record["architecture"]
     assert len(retrained.runs) == 1 and record["n_parameters"] < TINY["max_params"]
+    assert list((folder / "solution" / "c").glob("*.c")), "as C, too"
     solution = nas_mnist.load_solution(folder / "solution")
     assert nas_mnist.evaluate(solution, data_dir=data_dir)[1] == record["test_accuracy"] == retrained.runs[0].accuracy
 
@@ -67,6 +73,7 @@ def test_the_same_call_goes_on_and_finds_nothing_left(carried_away, data_dir):
         data_dir=data_dir,
         on_event=lambda worker, event: events.append(event),
         **TINY,
+        **LIMITS,
     )
     assert again.counts == summary.counts and events, "told to whom was asked for it"
 
@@ -74,6 +81,10 @@ def test_the_same_call_goes_on_and_finds_nothing_left(carried_away, data_dir):
 def test_bad_values_are_errors_of_the_package(tmp_path):
     with pytest.raises(nas_mnist.NasMnistError, match=f"choose one of {MNIST.name}"):
         nas_mnist.search(1, dataset="cifar", storage=str(tmp_path / "s.db"))
+    with pytest.raises(nas_mnist.NasMnistError, match="no sampler 'grid': choose one of evolution, tpe, random"):
+        nas_mnist.search(1, sampler="grid", storage=str(tmp_path / "s.db"))
+    with pytest.raises(nas_mnist.NasMnistError, match="no optimizer 'lion': choose one of"):
+        nas_mnist.search(1, optimizer="lion", storage=str(tmp_path / "s.db"))
     with pytest.raises(ValueError, match="a trial or an architecture"):
         nas_mnist.retrain(trial=1, architecture="c4 M c8 G c10k1-", storage=str(tmp_path / "s.db"))
     assert list(tmp_path.iterdir()) == []

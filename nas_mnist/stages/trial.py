@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import optuna
@@ -15,7 +15,7 @@ import torch
 from optuna.trial import FrozenTrial
 
 from nas_mnist.data.folds import Split
-from nas_mnist.errors import TrainingDiverged
+from nas_mnist.errors import StudyError, TrainingDiverged
 from nas_mnist.model.architecture import NO_LIMITS, Limits
 from nas_mnist.model.network import Network, build, count_parameters
 from nas_mnist.study import space
@@ -74,17 +74,26 @@ class WorkerDone:
     total_seconds: float
 
 
+Sampler = Literal["evolution", "tpe", "random"]  # what proposes candidates
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrialSettings(StudyRef):
-    """What the trials of a search have in common."""
+    """What the trials of a search have in common. Raises `StudyError` for an optimizer or a sampler there is not."""
 
     max_params: int = MAX_PARAMS  # a network has fewer
     limits: Limits = NO_LIMITS
     epochs: int = MAX_EPOCHS
     optimizer: str = space.RECIPE.optimizer
     seed: int = 0
-    sampler: Literal["evolution", "tpe", "random"] = "evolution"
+    sampler: Sampler = "evolution"
     keep_weights: int = 5  # candidates, the best
+
+    def __post_init__(self) -> None:
+        choices = {"optimizer": tuple(space.LEARNING_RATES), "sampler": get_args(Sampler)}
+        for name, there in choices.items():
+            if (asked := getattr(self, name)) not in there:
+                raise StudyError(f"there is no {name} {asked!r}: choose one of {', '.join(there)}", name)
 
 
 def to_candidate(settings: TrialSettings, parameters: Mapping[str, Any]) -> Candidate:
