@@ -136,9 +136,9 @@ def _measured(c: dict[str, Any], record: dict[str, Any]) -> str:
         return f"{told} It was not measured on a board, {c['not_measured']}."
     how = (
         "Flash and RAM are the model's own, from the linker's map, without the stack; instructions are the "
-        f"mean of {c['n_images']} test images in QEMU, which counts instructions and no cycles. {'; '.join(c['tools'])}."
+        f"mean of {c['n_images']} test images in QEMU, which counts instructions and no cycles."
     )
-    return f"{told} {how}\n\n{_boards(c, record)}"
+    return f"{told} {how} {'; '.join(c['tools'])}.\n\n{_boards(c, record)}"
 
 
 def _boards(c: dict[str, Any], record: dict[str, Any]) -> str:
