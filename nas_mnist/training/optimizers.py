@@ -153,7 +153,7 @@ class _Matrix:
         mean = torch.zeros_like(parameter.flatten(1))
         sizes = mean.shape
         factors = tuple(mean.new_zeros(n, n) for n in sizes)
-        bases = tuple(torch.eye(n, device=mean.device) for n in sizes)
+        bases = tuple(torch.eye(n, dtype=mean.dtype, device=mean.device) for n in sizes)
         return _Matrix(parameter, mean, torch.zeros_like(mean), factors, bases)
 
     def renew_bases(self) -> None:
