@@ -31,7 +31,7 @@ class Mode(IntEnum):
     """What batch norm does, and whether there is dropout."""
 
     TRAIN = auto()
-    CALIBRATE = auto()  # statistics of the batch, their mean over all batches kept; no dropout
+    RECALIBRATE = auto()  # statistics of the batch, their mean over all batches kept; no dropout
     EVALUATE = auto()  # the running statistics
 
 

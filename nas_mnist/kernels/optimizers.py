@@ -5,7 +5,7 @@ import numpy as np
 from nas_mnist.kernels.compilation import kernel
 
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
-_SOAP_KEEP = 0.95
+_SOAP_BETA = 0.95
 
 
 @kernel
@@ -39,7 +39,7 @@ def soap(weights, grad, mean, square, rows, columns, left, right, scratch, rate,
 
     `scratch` (3, R, S).
     """
-    renew = np.float32(1 - _SOAP_KEEP)
+    renew = np.float32(1 - _SOAP_BETA)
     _fold_products(rows, grad, renew)
     _fold_squares(columns, grad, renew)
     n_rows, n_columns = mean.shape
@@ -55,7 +55,7 @@ def soap(weights, grad, mean, square, rows, columns, left, right, scratch, rate,
             square[r, s] += renew * (turned[r, s] * turned[r, s] - square[r, s])
             direction[r, s] /= np.sqrt(square[r, s]) + epsilon
     _turn_back(direction, left, right, half, turned)
-    size, shrink = np.float32(rate / np.sqrt(1 - _SOAP_KEEP**step)), np.float32(1 - rate * weight_decay)
+    size, shrink = np.float32(rate / np.sqrt(1 - _SOAP_BETA**step)), np.float32(1 - rate * weight_decay)
     for r in range(n_rows):
         for s in range(n_columns):
             weights[r, s] = weights[r, s] * shrink - size * turned[r, s]

@@ -1,4 +1,4 @@
-"""What a network can do: its batch norms calibrated, its logits, its loss and accuracy, its mistakes."""
+"""What a network can do: its batch norms recalibrated, its logits, its loss and accuracy, its mistakes."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ from nas_mnist.training.program import Program, can_compile
 
 EVALUATION_BATCH = {"cpu": 128, "cuda": 2500}  # a CPU is twice as fast while the maps fit its cache
 PROGRAM_BATCH = 64  # of a compiled evaluation
-N_CALIBRATION_IMAGES = 5000
+N_RECALIBRATION_IMAGES = 5000
 
 
 def final_accuracy(val_accuracies: list[float]) -> float:
@@ -25,7 +25,7 @@ def final_accuracy(val_accuracies: list[float]) -> float:
 
 
 @torch.no_grad()
-def calibrate(network: Network, images: Images) -> None:
+def recalibrate(network: Network, images: Images) -> None:
     """Give batch norm the mean statistics of these images (of up to 5,000), not augmented and without dropout.
 
     The running ones are of augmented images, which the network will not be asked about, and of the last batches.
@@ -37,10 +37,10 @@ def calibrate(network: Network, images: Images) -> None:
     size = min(EVALUATION_BATCH[images.labels.device.type], len(images))
     spread = torch.arange(size, device=images.labels.device) * len(images) // size
     # The images of a split come class by class, and each batch is to have all classes.
-    starts = range(min(len(images), N_CALIBRATION_IMAGES) // size)
+    starts = range(min(len(images), N_RECALIBRATION_IMAGES) // size)
     if can_compile(network):
         positions = torch.cat([spread + start for start in starts])
-        Program(network, Mode.CALIBRATE, size).run(images, positions, [0.0] * len(starts))
+        Program(network, Mode.RECALIBRATE, size).run(images, positions, [0.0] * len(starts))
         return
     network.eval()
     momenta = [norm.momentum for norm in norms]

@@ -12,7 +12,7 @@ from nas_mnist.data.images import Images
 from nas_mnist.errors import TrainingDiverged
 from nas_mnist.model.network import Network
 from nas_mnist.training.averaging import N_UPDATES, AveragedWeights
-from nas_mnist.training.evaluation import calibrate, evaluate
+from nas_mnist.training.evaluation import evaluate, recalibrate
 from nas_mnist.training.optimizers import one_cycle
 from nas_mnist.training.recipe import Recipe
 from nas_mnist.training.steps import Steps, make_steps
@@ -64,8 +64,8 @@ def train(
         train_loss, train_accuracy = loss_sum / len(positions), n_correct / len(positions)
         if not math.isfinite(train_loss):
             raise TrainingDiverged(f"the training loss was {train_loss} in epoch {number}: lower the learning rate")
-        if recipe.calibrated:
-            calibrate(network, train_images)
+        if recipe.recalibrated:
+            recalibrate(network, train_images)
         trained = time.perf_counter()
         val_loss, val_accuracy = evaluate(network, val_images)
         of_averaged = averaged.evaluate(train_images, val_images) if number in averaged_epochs else (None, None)

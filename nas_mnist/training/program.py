@@ -1,4 +1,4 @@
-"""A network's training, evaluation and calibration on a CPU as one compiled program each."""
+"""A network's training, evaluation and recalibration on a CPU as one compiled program each."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from nas_mnist.kernels.compilation import compiling
 from nas_mnist.kernels.instructions import Mode
 from nas_mnist.kernels.interpreter import Results, Settings, run
 from nas_mnist.model.network import Network
-from nas_mnist.training.optimizers import SOAP_INTERVAL
+from nas_mnist.training.optimizers import PRECONDITION_FREQUENCY
 from nas_mnist.training.plan import ALIGNMENT, Factors, plan
 from nas_mnist.training.recipe import Recipe
 
@@ -86,10 +86,10 @@ class Program:
             return
         done = 0
         while done < n_steps:
-            if self.n_steps % SOAP_INTERVAL == 1:
+            if self.n_steps % PRECONDITION_FREQUENCY == 1:
                 for factors in self.plan.factors:
                     _renew_bases(factors, self._arena)
-            following = min(n_steps, done + 1 + -self.n_steps % SOAP_INTERVAL)
+            following = min(n_steps, done + 1 + -self.n_steps % PRECONDITION_FREQUENCY)
             yield done, following
             done = following
 

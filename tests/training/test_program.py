@@ -18,7 +18,7 @@ from nas_mnist.model.architecture import parse
 from nas_mnist.model.network import Dropout, build
 from nas_mnist.training import program as program_module
 from nas_mnist.training.augmentation import Augmentation, inverse_matrices
-from nas_mnist.training.evaluation import calibrate, evaluate
+from nas_mnist.training.evaluation import evaluate, recalibrate
 from nas_mnist.training.optimizers import make_optimizer
 from nas_mnist.training.plan import plan
 from nas_mnist.training.program import Program, can_compile
@@ -220,13 +220,13 @@ def test_evaluation_is_that_of_pytorch(line, n_images, images):
     assert accuracy == pytest.approx((logits.argmax(1) == labels).double().mean().item())
 
 
-def test_evaluation_changes_nothing_and_calibration_only_the_statistics(images):
+def test_evaluation_changes_nothing_and_recalibration_only_the_statistics(images):
     net = build(parse(LINES[2]), seed=0)
     before = copy.deepcopy(net.state_dict())
     few = images.part(torch.arange(300) * 13)
     evaluate(net, few)
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
-    calibrate(net, few)
+    recalibrate(net, few)
     changed = {name for name, value in net.state_dict().items() if not torch.equal(before[name], value)}
     assert changed == {name for name in before if "running" in name or "num_batches" in name}
 
