@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from nas_mnist.stages.confirm import Confirmed
 from nas_mnist.stages.retrain import Retrained, Run
 from nas_mnist.stages.search import SearchSettings
-from nas_mnist.study import space, studies
+from nas_mnist.study import space, stored, studies
 from nas_mnist.study.records import CONSTRAINT
 from nas_mnist.study.storage import Storage
 from nas_mnist.training.loop import EpochResult
@@ -60,7 +60,7 @@ def draw_trial(number: int, outcome: str = "finished", *, error: float = 0.008, 
             "n_parameters": n_parameters,
             "n_macs": candidate.architecture.n_macs,
             "receptive_field": candidate.architecture.receptive_field,
-            "recipe": asdict(candidate.recipe),
+            "recipe": stored.write(candidate.recipe),
             "seed": number,
             "device": "a processor",
             "versions": "Python 3.12.1, nas-mnist 0.1.0, torch 2.15.0, optuna 5.0.0",

@@ -38,6 +38,11 @@ def add_describe(commands) -> None:
         metavar="N",
         help="the budget: a network has fewer (default: %(default)s)",
     )
+    parser.add_argument(
+        "--program",
+        action="store_true",
+        help="also print the instructions of a training step on a CPU, of 64 images by SOAP",
+    )
     add_json(parser)
     add_storage(parser)
 
@@ -60,6 +65,8 @@ def _describe(arguments) -> int:
     console.print(tables.description(architecture, n_parameters, arguments.max_params), crop=False)
     if arguments.architecture in zoo.ZOO:
         console.print(tables.published_lines(zoo.ZOO[arguments.architecture]))
+    if arguments.program:
+        console.print(tables.program_table(architecture, batch_size=64, optimizer="soap"), crop=False)
     return verdict
 
 

@@ -1,9 +1,13 @@
-"""How a kernel is compiled: once a machine, by numba, and kept in its cache."""
+"""How kernels are compiled: once a machine, by numba, which caches the entry point and all that it calls."""
 
 import hashlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+from filelock import FileLock
 from numba import njit
 
 
@@ -18,13 +22,33 @@ def digest(folder: Path) -> str:
 _DIGEST = digest(Path(__file__).parent)
 
 
-def kernel(function: Callable, *, reassociate: bool = False) -> Callable:
-    """Compile the function when it is first called; its loops may sum in any order if `reassociate`.
+def kernel(function: Callable | None = None, *, reassociate: bool = False, cache: bool = False) -> Callable:
+    """Compile the function where it is called; its loops may sum in any order if `reassociate`.
 
     Contraction to multiply-adds is the only other liberty: all of `fastmath` would lose the NaNs of a diverged network.
     """
-    # numba's cache knows a function by its name and its own file, but what it calls is compiled into it: machine code
-    # of an earlier version would run against the sizes of this one. So the name tells the version of all kernels.
-    function.__qualname__ += f"_{_DIGEST}"
+    if function is None:
+        return partial(kernel, reassociate=reassociate, cache=cache)
     fastmath = {"contract", "reassoc", "nsz"} if reassociate else {"contract"}
-    return njit(fastmath=fastmath, nogil=True, cache=True, error_model="numpy")(function)
+    return njit(fastmath=fastmath, nogil=True, cache=cache, error_model="numpy")(function)
+
+
+def entry_point(function: Callable) -> Callable:
+    """A kernel that Python calls, kept in numba's cache.
+
+    numba knows a function by its name and its own file, but what it calls is compiled into it: machine code of an
+    earlier version would run against the sizes of this one. So the name tells the version of all kernels.
+    """
+    function.__qualname__ += f"_{_DIGEST}"
+    return kernel(function, cache=True)
+
+
+@contextmanager
+def compiling(entry: Callable) -> Iterator[None]:
+    """Around an entry point's first call: one process compiles, and says so on a terminal; others wait, then load."""
+    folder = Path(entry.stats.cache_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{_DIGEST}.lock"):
+        if not any(folder.glob(f"*{_DIGEST}*.nbc")) and sys.stderr.isatty():
+            print("compiling the training step for this processor, once: up to a minute …", file=sys.stderr, flush=True)
+        yield

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_mnist.kernels import operations as kernels
 from nas_mnist.model.architecture import Architecture, Conv, MaxPool
 
 
@@ -49,19 +48,14 @@ class NormAct(nn.Module):
     def extra_repr(self) -> str:
         return "norm → ReLU" if self.norm_first else "ReLU → norm"
 
-    def forward(self, x: Tensor, pool: bool = False) -> Tensor:
-        """With `pool`, the 2×2 max-pool that stands behind is done here too."""
-        if _has_kernels(self, x) and self.norm and not (self.dropout.elementwise and self.dropout.rate > 0):
-            mask = self.dropout.mask(x).flatten(1) if self.dropout.rate > 0 else None
-            return kernels.norm_relu(x, self.norm, mask, norm_first=self.norm_first, pool=pool)
+    def forward(self, x: Tensor) -> Tensor:
         if self.norm is None:
             x = F.relu(x)
         elif self.norm_first:
             x = F.relu(self.norm(x))
         else:
             x = self.norm(F.relu(x))
-        x = self.dropout(x)
-        return F.max_pool2d(x, 2) if pool else x
+        return self.dropout(x)
 
 
 class Conv2d(nn.Conv2d):  # torchinfo counts the multiply-adds of a class by the "Conv" in its name
@@ -70,31 +64,9 @@ class Conv2d(nn.Conv2d):  # torchinfo counts the multiply-adds of a class by the
     def reset_parameters(self) -> None:
         """Left to `build`: PyTorch would draw from the global generator."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if _has_kernels(self, x):
-            return kernels.convolve(x, self.weight, self.bias, stride=self.stride[0], padding=self.padding[0])
-        return super().forward(x)
-
-
-class MaxPool2d(nn.MaxPool2d):
-    """The largest of 2×2, an odd last row or column left out: (B, C, H, W) → (B, C, H // 2, W // 2)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return kernels.max_pool(x) if _has_kernels(self, x) else super().forward(x)
-
 
 class Block(nn.Sequential):
     """A convolution and what follows it, up to the next token of the line."""
-
-    def forward(self, x: Tensor, pool: bool = False) -> Tensor:
-        *first, last = self
-        for module in first:
-            x = module(x)
-        return last(x, pool=True) if pool else last(x)
-
-    @property
-    def can_pool(self) -> bool:
-        return isinstance(self[-1], NormAct)
 
 
 class GlobalPool(nn.Module):
@@ -115,26 +87,13 @@ class Network(nn.Sequential):
         self.architecture = architecture
 
     def forward(self, x: Tensor) -> Tensor:
-        children = list(self)
-        pooled = False  # already, by the block before
-        for child, following in zip(children, [*children[1:], None], strict=True):
-            if pooled:
-                pooled = False
-                continue
-            pooled = self.training and isinstance(following, MaxPool2d) and getattr(child, "can_pool", False)
-            x = child(x, pool=True) if pooled else child(x)
-        return x.flatten(1)
+        return super().forward(x).flatten(1)
 
     def draw_from(self, generator: torch.Generator) -> None:
         """Draw every dropout mask from this generator; it lives on the network's device."""
         for module in self.modules():
             if isinstance(module, Dropout):
                 module.generator = generator
-
-
-def _has_kernels(module: nn.Module, x: Tensor) -> bool:
-    """The one place where the fast path is chosen: training on a CPU, in float32."""
-    return module.training and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def _children(architecture: Architecture) -> list[nn.Module]:
@@ -145,7 +104,7 @@ def _children(architecture: Architecture) -> list[nn.Module]:
             dropout = 0.0 if i == last_conv else architecture.dropout
             children.append(_convolution(layer, shape.in_channels, architecture, dropout))
         else:
-            children.append(MaxPool2d(2) if isinstance(layer, MaxPool) else GlobalPool())
+            children.append(nn.MaxPool2d(2) if isinstance(layer, MaxPool) else GlobalPool())
     return children
 
 

@@ -57,7 +57,7 @@ LEARNING_RATES = {"sgd": (0.04, 0.25), "adamw": (0.003, 0.017), "soap": (0.004, 
 # SGD adds the decay to the gradient; the others take it times the learning rate from the weights.
 WEIGHT_DECAYS = {"sgd": (6e-5, 1.6e-3), "adamw": (0.002, 0.05), "soap": (0.002, 0.05)}
 # What no parameter says, and where the parameters begin.
-RECIPE = Recipe(batch_size=64, optimizer="soap", learning_rate=0.01, weight_decay=0.01, calibrated=True)
+RECIPE = Recipe(batch_size=64, optimizer="soap", learning_rate=0.01, weight_decay=0.01, recalibrated=True)
 
 Parameters = dict[str, Any]
 

@@ -17,10 +17,12 @@ VERSION = 2  # of what is written; 1 has none written into it
 # By version: the fields that came with it, and what they would have been in every run before. In 1 some runs have them.
 ADDED: dict[int, dict[str, Any]] = {2: {"calibrated": False}}
 
+STORED_AS = {"recalibrated": "calibrated"}  # fields whose name has changed since: what is stored keeps the first
+
 
 def write(recipe: Recipe) -> dict[str, Any]:
     """Every value of the recipe, and the version of this form; `read` is the way back."""
-    return {"version": VERSION, **asdict(recipe)}
+    return {"version": VERSION, **_plain(recipe)}
 
 
 def read(values: Mapping[str, Any]) -> Recipe:
@@ -33,6 +35,8 @@ def read(values: Mapping[str, Any]) -> Recipe:
         )
     for number in range(version + 1, VERSION + 1):
         recipe = _completed(recipe, ADDED[number])
+    for name, stored_as in STORED_AS.items():
+        recipe[name] = recipe.pop(stored_as)
     return Recipe(**recipe | {"augmentation": Augmentation(**recipe["augmentation"])})
 
 
@@ -41,10 +45,14 @@ def distinctive(recipe: Recipe) -> dict[str, Any]:
 
     By these, studies that were made before a field came are still those of the same recipe.
     """
-    values = asdict(recipe)
+    values = _plain(recipe)
     for added in ADDED.values():
         values = _without(values, added)
     return values
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    return {STORED_AS.get(name, name): value for name, value in asdict(recipe).items()}
 
 
 def _completed(values: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:

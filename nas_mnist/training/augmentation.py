@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nas_mnist.data.datasets import Normalisation
-from nas_mnist.kernels import operations as kernels
 
 
 @dataclass(frozen=True)
@@ -73,12 +72,6 @@ def affine(pixels: Tensor, matrices: Tensor, normalisation: Normalisation) -> Te
 
     Bilinear, black outside.
     """
-    if pixels.device.type == "cpu":
-        return kernels.affine(pixels, matrices, normalisation.mean, normalisation.std)
-    return _affine(pixels, matrices, normalisation)
-
-
-def _affine(pixels: Tensor, matrices: Tensor, normalisation: Normalisation) -> Tensor:
     side = pixels.shape[-1]
     theta = torch.cat((matrices[..., :2], matrices[..., 2:] * (2 / side)), dim=-1)  # grid_sample counts in half sides
     grid = F.affine_grid(theta, [len(pixels), 1, side, side], align_corners=False)

@@ -6,7 +6,7 @@ import torch
 
 from nas_mnist.data.images import Images
 from nas_mnist.model.network import Network
-from nas_mnist.training.evaluation import calibrate, evaluate
+from nas_mnist.training.evaluation import evaluate, recalibrate
 
 N_UPDATES = 20  # an epoch
 WINDOW = 1 / 5  # of the steps so far, but at most about an epoch
@@ -34,6 +34,6 @@ class AveragedWeights:
             mean.lerp_(present, share)
 
     def evaluate(self, train_images: Images, val_images: Images) -> tuple[float, float]:
-        """Mean cross-entropy in nats and accuracy of the mean, its norms calibrated on training images."""
-        calibrate(self._averaged, train_images)
+        """Mean cross-entropy in nats and accuracy of the mean, its norms recalibrated on training images."""
+        recalibrate(self._averaged, train_images)
         return evaluate(self._averaged, val_images)

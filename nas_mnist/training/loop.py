@@ -2,23 +2,20 @@
 
 import math
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from nas_mnist.data.images import Images
 from nas_mnist.errors import TrainingDiverged
-from nas_mnist.kernels import operations as kernels
 from nas_mnist.model.network import Network
-from nas_mnist.training.augmentation import augment
 from nas_mnist.training.averaging import N_UPDATES, AveragedWeights
-from nas_mnist.training.cuda_graph import CapturedStep
-from nas_mnist.training.evaluation import calibrate, evaluate
-from nas_mnist.training.optimizers import make_optimizer, one_cycle
+from nas_mnist.training.evaluation import evaluate, recalibrate
+from nas_mnist.training.optimizers import one_cycle
 from nas_mnist.training.recipe import Recipe
+from nas_mnist.training.steps import Steps, make_steps
 
 
 @dataclass(frozen=True)
@@ -53,24 +50,25 @@ def train(
     epoch whose loss is not finite.
     """
     device = next(network.parameters()).device
-    if device.type == "cpu":
-        kernels.keep_memory()
-    averaged = AveragedWeights(network) if averaged_epochs else None
     generator = torch.Generator(device).manual_seed(seed)
-    network.draw_from(generator)
-    steps = _Steps(network, recipe, train_images, generator, averaged)
+    n_steps = n_batches(len(train_images), recipe)
+    rates = one_cycle(recipe.learning_rate, recipe.epochs * n_steps, recipe.warmup_fraction)
+    averaged = AveragedWeights(network)
+    steps = make_steps(network, recipe, train_images, generator, rates)
     for number in range(1, recipe.epochs + 1):
         start = time.perf_counter()
-        train_loss, train_accuracy = steps.run_epoch()
+        own_rates = rates[(number - 1) * n_steps : number * n_steps]
+        positions = torch.randperm(len(train_images), generator=generator, device=device)
+        positions = positions[: n_steps * recipe.batch_size]  # without a last batch of one image
+        loss_sum, n_correct = _run(steps, positions, own_rates, recipe.batch_size, averaged)
+        train_loss, train_accuracy = loss_sum / len(positions), n_correct / len(positions)
         if not math.isfinite(train_loss):
             raise TrainingDiverged(f"the training loss was {train_loss} in epoch {number}: lower the learning rate")
-        if recipe.calibrated:
-            calibrate(network, train_images)
+        if recipe.recalibrated:
+            recalibrate(network, train_images)
         trained = time.perf_counter()
         val_loss, val_accuracy = evaluate(network, val_images)
-        of_averaged = (
-            averaged.evaluate(train_images, val_images) if averaged and number in averaged_epochs else (None, None)
-        )
+        of_averaged = averaged.evaluate(train_images, val_images) if number in averaged_epochs else (None, None)
         evaluated = time.perf_counter()
         yield EpochResult(
             number,
@@ -78,7 +76,7 @@ def train(
             train_accuracy,
             val_loss,
             val_accuracy,
-            learning_rate=steps.learning_rate,
+            learning_rate=own_rates[-1],
             train_seconds=trained - start,
             val_seconds=evaluated - trained,
             averaged_loss=of_averaged[0],
@@ -86,63 +84,24 @@ def train(
         )
 
 
+def _run(
+    steps: Steps, positions: Tensor, rates: Sequence[float], batch_size: int, averaged: AveragedWeights
+) -> tuple[float, int]:
+    """The steps of an epoch in some twenty parts, after each of which the weights are averaged."""
+    n = -(-len(rates) // N_UPDATES)
+    loss_sum, n_correct = 0.0, 0
+    for part, own_rates in zip(positions.split(n * batch_size), _split(rates, n), strict=True):
+        loss, correct = steps.run(part, own_rates)
+        loss_sum, n_correct = loss_sum + loss, n_correct + correct
+        averaged.update()
+    return loss_sum, n_correct
+
+
+def _split(rates: Sequence[float], n: int) -> list[Sequence[float]]:
+    return [rates[start : start + n] for start in range(0, len(rates), n)]
+
+
 def n_batches(n_images: int, recipe: Recipe) -> int:
     """Steps an epoch. A last batch of one image is left out: batch norm has no variance to divide by."""
     full, rest = divmod(n_images, recipe.batch_size)
     return full + (rest > 1)
-
-
-class _Steps:
-    """The steps of one training, and sums over an epoch: on the device, so that no step waits for the host."""
-
-    def __init__(
-        self,
-        network: Network,
-        recipe: Recipe,
-        images: Images,
-        generator: torch.Generator,
-        averaged: AveragedWeights | None = None,
-    ):
-        self._network, self._recipe, self._images, self._generator = network, recipe, images, generator
-        self._averaged = averaged
-        self._optimizer = make_optimizer(network, recipe)
-        n_steps = recipe.epochs * n_batches(len(images), recipe)
-        rates = one_cycle(recipe.learning_rate, n_steps, recipe.warmup_fraction)
-        self._rates = iter(rates)
-        self._loss_sum = torch.zeros((), device=generator.device)
-        self._n_correct = torch.zeros((), dtype=torch.int64, device=generator.device)
-        on_gpu = generator.device.type == "cuda"
-        self._captured = CapturedStep(recipe.batch_size, generator, rates) if on_gpu else None
-        self.learning_rate = 0.0  # of the last step
-
-    def run_epoch(self) -> tuple[float, float]:
-        """Train on every image once: mean loss in nats, and accuracy."""
-        self._network.train()
-        self._loss_sum.zero_()
-        self._n_correct.zero_()
-        n_seen = n_averaged = 0
-        for positions in self._images.shuffled(self._recipe.batch_size, self._generator):
-            if len(positions) < 2:
-                continue
-            self.learning_rate = next(self._rates)
-            self._optimizer.prepare()
-            if self._captured:
-                self._captured(self.step, positions)
-            else:
-                self.step(positions, self.learning_rate)
-            n_seen += len(positions)
-            if self._averaged and n_seen * N_UPDATES // len(self._images) > n_averaged:
-                n_averaged = n_seen * N_UPDATES // len(self._images)
-                self._averaged.update()
-        return self._loss_sum.item() / n_seen, self._n_correct.item() / n_seen
-
-    def step(self, positions: Tensor, learning_rate: float | Tensor) -> None:
-        """One batch, from the images at these positions (B,) to the new weights."""
-        pixels, labels = self._images.select(positions)
-        logits = self._network(augment(pixels, self._recipe.augmentation, self._images.normalisation, self._generator))
-        loss = F.cross_entropy(logits, labels, label_smoothing=self._recipe.label_smoothing)
-        self._optimizer.zero_grad()
-        loss.backward()
-        self._optimizer.step(learning_rate)
-        self._loss_sum += loss.detach() * len(labels)
-        self._n_correct += (logits.argmax(1) == labels).sum()

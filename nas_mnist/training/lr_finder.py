@@ -11,15 +11,13 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
-from torch.nn import functional as F
 
 from nas_mnist.data.images import Images
 from nas_mnist.errors import NasMnistError, TrainingDiverged
 from nas_mnist.model.architecture import Architecture
 from nas_mnist.model.network import build
-from nas_mnist.training.augmentation import augment
-from nas_mnist.training.optimizers import make_optimizer
 from nas_mnist.training.recipe import Recipe
+from nas_mnist.training.steps import make_steps
 
 MIN_STEPS = 50
 SMOOTHING_STEPS = 6  # standard deviation of the Gaussian; symmetric, or it would push the suggestions to the right
@@ -86,32 +84,24 @@ def range_test(
     Optimiser, batches and augmentation are the recipe's.
     """
     images = images.to(torch.device(device))
-    network = build(architecture, seed=seed, device=device).train()
+    network = build(architecture, seed=seed, device=device)
     generator = torch.Generator(device).manual_seed(seed)
-    network.draw_from(generator)
-    optimizer = make_optimizer(network, recipe)
+    steps = make_steps(network, recipe, images, generator)
     mean, lowest = None, math.inf
-    for rate, (pixels, labels) in zip(rates.rates(), _endless_batches(images, recipe, generator), strict=False):
-        logits = network(augment(pixels, recipe.augmentation, images.normalisation, generator))
-        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-        value = loss.item()
+    for rate, positions in zip(rates.rates(), _endless_batches(images, recipe, generator), strict=False):
+        value = steps.run(positions, [rate])[0] / len(positions)
         mean = value if mean is None else RUNNING_MEAN_KEEP * mean + (1 - RUNNING_MEAN_KEEP) * value
         lowest = min(lowest, mean)
         if not math.isfinite(value) or mean > DIVERGED * lowest:
             return
         yield RateStep(rate, value)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.prepare()
-        optimizer.step(rate)
 
 
-def _endless_batches(images: Images, recipe: Recipe, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffled batches of full size, epoch after epoch."""
+def _endless_batches(images: Images, recipe: Recipe, generator: torch.Generator) -> Iterator[Tensor]:
+    """Positions of shuffled batches of full size, epoch after epoch."""
     size = min(recipe.batch_size, len(images))
     while True:
-        whole = (positions for positions in images.shuffled(size, generator) if len(positions) == size)
-        yield from map(images.select, whole)
+        yield from (positions for positions in images.shuffled(size, generator) if len(positions) == size)
 
 
 def fit(steps: Iterable[RateStep]) -> RateCurve:

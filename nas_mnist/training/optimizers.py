@@ -17,9 +17,9 @@ from torch.optim.sgd import sgd
 from nas_mnist.model.network import Network
 from nas_mnist.training.recipe import Recipe
 
-START_DIVISOR, END_DIVISOR = 25, 1e4  # of the highest rate, and of the one it starts with: OneCycleLR's defaults
-SOAP_KEEP = 0.95  # of every running mean, a step
-SOAP_INTERVAL = 20  # steps that a basis serves
+DIV_FACTOR, FINAL_DIV_FACTOR = 25, 1e4  # of the highest rate, and of the one it starts with: OneCycleLR's defaults
+SOAP_BETA = 0.95  # of every running mean, a step
+PRECONDITION_FREQUENCY = 20  # steps that a basis serves
 EPSILON = 1e-8
 
 
@@ -121,7 +121,7 @@ class Soap(Optimizer):
     @torch.no_grad()
     def prepare(self) -> None:
         """Renew the bases where it is time; this waits for a GPU."""
-        if self._n_prepared % SOAP_INTERVAL == 1:  # the first time after one step: before it there is nothing to go by
+        if self._n_prepared % PRECONDITION_FREQUENCY == 1:  # first after one step: before it is nothing to go by
             for matrix in self._matrices:
                 matrix.renew_bases()
         self._n_prepared += 1
@@ -132,7 +132,7 @@ class Soap(Optimizer):
         self._vectors.step(learning_rate)
         self._n_steps += 1
         # Adam's corrections, for two means that both keep as much.
-        rate = learning_rate / (1 - SOAP_KEEP**self._n_steps).sqrt()
+        rate = learning_rate / (1 - SOAP_BETA**self._n_steps).sqrt()
         for matrix in self._matrices:
             matrix.parameter.mul_(1 - learning_rate * self._weight_decay)
             matrix.step(rate)
@@ -153,7 +153,7 @@ class _Matrix:
         mean = torch.zeros_like(parameter.flatten(1))
         sizes = mean.shape
         factors = tuple(mean.new_zeros(n, n) for n in sizes)
-        bases = tuple(torch.eye(n, device=mean.device) for n in sizes)
+        bases = tuple(torch.eye(n, dtype=mean.dtype, device=mean.device) for n in sizes)
         return _Matrix(parameter, mean, torch.zeros_like(mean), factors, bases)
 
     def renew_bases(self) -> None:
@@ -174,11 +174,11 @@ class _Matrix:
     def step(self, rate: Tensor) -> None:
         gradient = self.parameter.grad.flatten(1)
         rows, columns = self.factors
-        rows.lerp_(gradient @ gradient.T, 1 - SOAP_KEEP)
-        columns.lerp_(gradient.T @ gradient, 1 - SOAP_KEEP)
-        self.mean.lerp_(gradient, 1 - SOAP_KEEP)
+        rows.lerp_(gradient @ gradient.T, 1 - SOAP_BETA)
+        columns.lerp_(gradient.T @ gradient, 1 - SOAP_BETA)
+        self.mean.lerp_(gradient, 1 - SOAP_BETA)
         left, right = self.bases
-        self.square.lerp_((left.T @ gradient @ right).square(), 1 - SOAP_KEEP)
+        self.square.lerp_((left.T @ gradient @ right).square(), 1 - SOAP_BETA)
         direction = (left.T @ self.mean @ right) / (self.square.sqrt() + EPSILON)
         self.parameter.sub_((left @ direction @ right.T).view(self.parameter.shape) * rate)
 
@@ -188,8 +188,8 @@ def one_cycle(highest: float, n_steps: int, warmup_fraction: float) -> list[floa
 
     As OneCycleLR with `n_steps` + 1 steps (L. N. Smith and N. Topin, Super-Convergence, 2018, arXiv 1708.07120).
     """
-    lowest = highest / START_DIVISOR
-    last = lowest / END_DIVISOR
+    lowest = highest / DIV_FACTOR
+    last = lowest / FINAL_DIV_FACTOR
     top = max(warmup_fraction * (n_steps + 1), 2) - 1
     rise = [_cosine(lowest, highest, i / top) for i in range(math.floor(top) + 1)]
     fall = [_cosine(highest, last, (i - top) / (n_steps - top)) for i in range(len(rise), n_steps)]

@@ -20,7 +20,7 @@ class Recipe:
     label_smoothing: float = 0.0
     warmup_fraction: float = 0.2  # of all steps, until the learning rate is at its maximum
     augmentation: Augmentation = field(default_factory=Augmentation)
-    calibrated: bool = False  # batch norm's statistics are measured anew after every epoch: `calibrate`
+    recalibrated: bool = False  # batch norm's statistics are measured anew after every epoch: `recalibrate`
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 2:

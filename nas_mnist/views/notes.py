@@ -79,7 +79,7 @@ def _recipe_lines(candidate: Candidate) -> str:
         "augmentation": f"turned ±{a.rotation_degrees:.3g}°, shifted ±{a.translation:.1%}, scaled ±{a.scale:.1%}, "
         f"sheared ±{a.shear_degrees:.3g}°",
     }
-    if r.calibrated:
+    if r.recalibrated:
         facts["batch norm"] = "statistics of unaugmented images"
     return "\n".join(f"- **{name}**: {value}" for name, value in facts.items())
 

@@ -78,6 +78,32 @@ def description(architecture: Architecture, n_parameters: int, max_params: int) 
     )
 
 
+def program_table(architecture: Architecture, batch_size: int, optimizer: str) -> Table:
+    """The instructions of a training step on a CPU: a line each, in their order."""
+    from nas_mnist.kernels.instructions import Mode
+    from nas_mnist.training.plan import plan
+
+    made = plan(architecture, batch_size, Mode.TRAIN, optimizer)
+    megabytes = made.size * 4 / 1e6
+    title = f"{len(made.instructions)} instructions a step of {batch_size} images, {megabytes:.1f} MB"
+    table = _table(
+        title, "", "instruction", "from", "to", "parameters", left=("instruction", "from", "to", "parameters")
+    )
+    for number, instruction in enumerate(made.instructions):
+        backward = instruction.gy is not None
+        source, target = (instruction.gy, instruction.gx) if backward else (instruction.x, instruction.y)
+        table.add_row(
+            str(number),
+            instruction.op.name.lower().replace("_", " "),
+            *(
+                f"{m.region}: {m.channels} × {m.side}²".replace("gradient", "grad") if m else ""
+                for m in (source, target)
+            ),
+            instruction.about,
+        )
+    return table
+
+
 def description_values(architecture: Architecture, n_parameters: int, max_params: int) -> dict[str, Any]:
     """The same as plain values for JSON: lengths in pixels, multiply-adds for one image."""
     return {

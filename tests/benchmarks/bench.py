@@ -29,7 +29,6 @@ import nas_mnist
 from nas_mnist.data import datasets
 from nas_mnist.data import images as data
 from nas_mnist.data.unpacking import prepare
-from nas_mnist.kernels import operations as kernels
 from nas_mnist.model.architecture import Architecture, Conv, MaxPool, parse
 from nas_mnist.model.network import build
 from nas_mnist.training.augmentation import Augmentation, augment
@@ -289,7 +288,6 @@ class Package:
         return len(self.images) / next(self.epochs).train_seconds
 
     def shares(self) -> dict:
-        kernels.keep_memory()
         generator = torch.Generator().manual_seed(0)
         optimizer = make_optimizer(self.network.train(), self.recipe)
         batches = self.images.shuffled(BATCH_SIZE, generator)

@@ -206,6 +206,15 @@ def test_module_runs_as_the_command_does():
     assert Path(sys.executable).with_name("nas-mnist").exists()
 
 
+def test_describe_prints_the_program_of_a_training_step(capsys, in_tmp):
+    code, out, _ = run(capsys, "describe", "c4 M d6 G c10k1-", "--program")
+    assert code == 0
+    lines = [line.split() for line in out.splitlines()]
+    names = [" ".join(line[1:3]) for line in lines if line and line[0].isdigit() and len(line) > 2]
+    for name in ("augment map", "convolve map", "activate pool", "weight gradient", "soap 0.0.weight"):
+        assert name in names, out
+
+
 def test_describe_works_without_a_study_and_its_exit_code_is_the_verdict(capsys, in_tmp):
     code, out, err = run(capsys, "describe", "era1a7")
     assert code == 0 and err == "" and list(in_tmp.iterdir()) == []

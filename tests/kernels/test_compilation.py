@@ -9,10 +9,10 @@ from pathlib import Path
 from nas_mnist.kernels import compilation
 
 KERNEL = """
-from calculation.compilation import kernel
+from calculation.compilation import entry_point
 from calculation.constant import CONSTANT
 
-@kernel
+@entry_point
 def calculate(x):
     return x + CONSTANT
 """

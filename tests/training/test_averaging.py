@@ -8,7 +8,7 @@ from nas_mnist.training.loop import train
 from nas_mnist.training.recipe import Recipe
 
 ARCHITECTURE = parse("c4 M c6 G c10k1-")
-RECIPE = Recipe(epochs=3, batch_size=64, optimizer="soap", learning_rate=0.01, weight_decay=0.01, calibrated=True)
+RECIPE = Recipe(epochs=3, batch_size=64, optimizer="soap", learning_rate=0.01, weight_decay=0.01, recalibrated=True)
 
 
 def test_averaging_leaves_the_training_as_it_is(images):

@@ -11,12 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nas_mnist.data.folds import search_split
 from nas_mnist.model import network
 from nas_mnist.model.architecture import parse
-from nas_mnist.training import augmentation as augment
 from nas_mnist.training import cuda_graph
-from nas_mnist.training import loop as training
 from nas_mnist.training.cuda_graph import WARM_UP_STEPS, CapturedStep
 from nas_mnist.training.loop import train
 from nas_mnist.training.recipe import Recipe
+from nas_mnist.training.steps import PlainSteps
 
 NETWORK = parse("c8 c16 M c8k1 d12 c16 G c16k1 c10k1- | dropout=0.05")
 RECIPE = Recipe(epochs=2, batch_size=64, label_smoothing=0.02, learning_rate=1e-4)
@@ -38,16 +37,13 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "soap"])
 def test_no_operation_of_a_step_waits_for_the_host(images, monkeypatch, optimizer):
-    monkeypatch.setattr(network, "_has_kernels", lambda module, x: False)  # as on a GPU
-    monkeypatch.setattr(augment, "affine", augment._affine)
     if optimizer == "soap":
         monkeypatch.setattr(
             "nas_mnist.training.optimizers.adamw", lambda *args, **settings: None
         )  # held to it as "adamw"
     generator = torch.Generator().manual_seed(0)
     net = network.build(NETWORK, seed=0).train()
-    net.draw_from(generator)
-    steps = training._Steps(net, replace(RECIPE, optimizer=optimizer), images, generator)
+    steps = PlainSteps(net, replace(RECIPE, optimizer=optimizer), images, generator)
     captured = CapturedStep(64, generator, [0.1, 0.1])
 
     def step(positions, rate):  # SGD on a CPU asks a rate that is a tensor for its value; on a GPU, fused, it does not
@@ -115,7 +111,7 @@ def test_a_step_that_cannot_be_captured_is_started_by_the_host(graphs, monkeypat
 def test_a_finished_training_leaves_nothing_behind(images):
     """Or the memory of a GPU would fill from trial to trial, until Python looks for cycles."""
     net = network.build(NETWORK, seed=0)
-    steps = training._Steps(net, RECIPE, images, torch.Generator())
+    steps = PlainSteps(net, RECIPE, images, torch.Generator())
     steps._captured = CapturedStep(64, torch.Generator(), [0.1])
     gone = weakref.ref(steps._captured)
     gc.disable()
@@ -147,8 +143,8 @@ def test_captured_training_is_that_of_the_plain_path(gpu, images, monkeypatch, o
 
 
 def test_training_goes_on_after_a_capture_that_failed(gpu, images, monkeypatch):
-    step = training._Steps.step
-    monkeypatch.setattr(training._Steps, "step", lambda *args: (step(*args), args[0]._loss_sum.item()))
+    step = PlainSteps.step
+    monkeypatch.setattr(PlainSteps, "step", lambda *args: (step(*args), args[0]._loss_sum.item()))
     with pytest.warns(UserWarning, match="no CUDA graph"):
         losses = train_losses(gpu, images, RECIPE)
     assert losses[-1] < losses[0]

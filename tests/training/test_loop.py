@@ -10,7 +10,7 @@ from nas_mnist.errors import TrainingDiverged
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.network import build
 from nas_mnist.training.augmentation import Augmentation, normalise
-from nas_mnist.training.evaluation import calibrate, evaluate, final_accuracy, predict
+from nas_mnist.training.evaluation import evaluate, final_accuracy, predict, recalibrate
 from nas_mnist.training.loop import n_batches, train
 from nas_mnist.training.recipe import Recipe
 
@@ -102,10 +102,10 @@ def test_evaluation_is_the_mean_over_all_images(split):
     assert torch.equal(labels, split.val.labels[split.val.indices])
 
 
-def test_calibration_gives_the_statistics_that_pytorch_does(split):
+def test_recalibration_gives_the_statistics_that_pytorch_does(split):
     few = split.train.part(split.train.indices[::4])  # 750, grouped by class
     network = build(SMALL, seed=0)
-    calibrate(network, few)
+    recalibrate(network, few)
     found = {name: value.clone() for name, value in network.named_buffers()}
 
     again = build(replace(SMALL, dropout=0.0), seed=0).double()  # past the kernels
@@ -117,9 +117,9 @@ def test_calibration_gives_the_statistics_that_pytorch_does(split):
     assert all(len(labels.unique()) == 10 for _, labels in batches), "every batch has every class"
 
 
-def test_calibration_changes_what_is_evaluated_and_not_how_the_training_goes_on(split):
-    plain, calibrated = (run(split, replace(RECIPE, calibrated=on)) for on in (False, True))
-    for one, other in zip(plain, calibrated, strict=True):
+def test_recalibration_changes_what_is_evaluated_and_not_how_the_training_goes_on(split):
+    plain, recalibrated = (run(split, replace(RECIPE, recalibrated=on)) for on in (False, True))
+    for one, other in zip(plain, recalibrated, strict=True):
         assert (one.train_loss, one.train_accuracy) == (other.train_loss, other.train_accuracy)
         assert one.val_loss != other.val_loss
 

@@ -90,6 +90,29 @@ def test_soap_treats_vectors_as_adamw_does():
     assert torch.equal(*vectors)
 
 
+def test_soap_is_that_of_pytorch_optimizer_between_two_renewals():
+    """An independent implementation, whose first step finds the bases and moves nothing: ours begins anew there.
+
+    Without weight decay, which it takes after the step and not before.
+    """
+    theirs_class = pytest.importorskip("pytorch_optimizer", reason="not installed: pip install '.[dev]'").SOAP
+    generator = torch.Generator().manual_seed(4)
+    ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 25).view(5, 5)) for _ in range(2))
+    optimizer = Soap([ours], 0.0)
+    reference = theirs_class([theirs], lr=0.01, betas=(0.95, 0.95), weight_decay=0.0, precondition_frequency=20)
+    gradients = torch.randn(19, 5, 5, generator=generator)  # square: of full rank, or the bases would be of rounding
+    for i, gradient in enumerate(gradients):
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        optimizer.prepare()
+        optimizer.step(0.01 if i else 0.0)
+        reference.step()
+        if i == 0:
+            matrix = optimizer._matrices[0]
+            for state in (matrix.mean, matrix.square, optimizer._n_steps):
+                state.zero_()
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_zero_grad_leaves_no_gradient():
     network = build(parse("c4 G c10k1-"), seed=0)
     network(torch.randn(2, 1, 28, 28)).sum().backward()

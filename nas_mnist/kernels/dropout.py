@@ -1,0 +1,47 @@
+"""Dropout's masks from a counter-based generator: what is drawn depends on the seed, the step, the layer and the place.
+
+SplitMix64: G. L. Steele, D. Lea and C. H. Flood, Fast Splittable Pseudorandom Number Generators, 2014.
+"""
+
+import numpy as np
+
+from nas_mnist.kernels.compilation import kernel
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+
+@kernel
+def _mix(z):
+    z = (z ^ (z >> np.uint64(30))) * _FIRST
+    z = (z ^ (z >> np.uint64(27))) * _SECOND
+    return z ^ (z >> np.uint64(31))
+
+
+@kernel
+def stream(seed, step, layer):
+    """The key of the numbers that one layer draws in one step."""
+    return _mix(_mix(np.uint64(seed) + _GOLDEN * np.uint64(step + 1)) + np.uint64(layer))
+
+
+@kernel
+def draw_mask(mask, valid, rate, key):
+    """Fill (C, N) with 0, or 1 / (1 − rate); with 0 where `valid` (N,) is."""
+    n_channels, n = mask.shape
+    for c in range(n_channels):
+        for i in range(n):
+            mask[c, i] = _draw(key, c * n + i, rate) * valid[i]
+
+
+@kernel
+def drop_elements(x, y, rate, key):
+    """y = x times a mask with a number for each element; maps of one shape."""
+    source, target = x.ravel(), y.ravel()
+    for i in range(source.size):
+        target[i] = source[i] * _draw(key, i, rate)
+
+
+@kernel
+def _draw(key, place, rate):
+    uniform = np.float32(_mix(key + _GOLDEN * np.uint64(place + 1)) >> np.uint64(40)) * np.float32(2**-24)
+    return np.float32(0) if uniform < np.float32(rate) else np.float32(1 / (1 - rate))

@@ -1,0 +1,379 @@
+"""Architecture → a program: a table of instructions over maps whose place in one arena is fixed.
+
+Planned in milliseconds; nothing is compiled, because `kernels/interpreter.py` runs every program.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from nas_mnist.kernels.instructions import ACTIVATION_COLUMNS, COLUMNS, Mode, Op
+from nas_mnist.kernels.vectors import padded
+from nas_mnist.model.architecture import INPUT_CHANNELS, INPUT_SIDE, Architecture, Conv, GlobalPool, LayerShape, MaxPool
+
+ALIGNMENT = 16  # numbers: 64 bytes, a cache line
+NONE = -1
+BACKWARD = {  # what an operation needs in a program that trains
+    Op.CONVOLVE: (Op.WEIGHT_GRADIENT, Op.INPUT_GRADIENT),
+    Op.ACTIVATE: (Op.ACTIVATE_BACKWARD,),
+    Op.ACTIVATE_POOL: (Op.ACTIVATE_POOL_BACKWARD,),
+    Op.DROP_ELEMENTS: (Op.DROP_ELEMENTS_BACKWARD,),
+    Op.GLOBAL_POOL: (Op.GLOBAL_POOL_BACKWARD,),
+}
+
+
+@dataclass(frozen=True)
+class Map:
+    """A map (C, H, W, N), H = W = side, in a region of the arena that others may use before and after."""
+
+    channels: int
+    side: int
+    region: str
+    has_gradient: bool = True  # whether anything before it has parameters
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A convolution's kernel, and where its parameters are: their names in the network."""
+
+    weight: str
+    bias: str | None
+    shape: tuple[int, int, int, int]
+    stride: int
+    padding: int
+    depthwise: bool
+
+
+@dataclass(frozen=True)
+class Following:
+    """What follows a convolution. `norm` is the module's name in the network."""
+
+    channels: int
+    norm: str | None = None
+    norm_first: bool = True
+    relu: bool = False
+    drops: bool = False
+    layer: int = 0  # dropout's number
+
+
+@dataclass(frozen=True)
+class Instruction:
+    op: Op
+    x: Map | None = None
+    y: Map | None = None
+    gx: Map | None = None
+    gy: Map | None = None
+    filter: Filter | None = None
+    following: Following | None = None
+    layer: int = 0
+    parameters: tuple[str, ...] = ()  # of an optimizer
+    matrix: tuple[int, int] = (0, 0)
+
+    @property
+    def about(self) -> str:
+        """The parameters it uses, by their names in the network."""
+        if self.filter:
+            return self.filter.weight
+        if self.following:
+            return self.following.norm or ""
+        return (
+            self.parameters[0]
+            if len(self.parameters) == 1
+            else f"{len(self.parameters)} arrays" * bool(self.parameters)
+        )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an array is in the arena."""
+
+    offset: int
+    shape: tuple[int, ...]
+
+    def of(self, arena: np.ndarray) -> np.ndarray:
+        return arena[self.offset : self.offset + int(np.prod(self.shape))].reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A matrix that SOAP trains: the second moments along its bases, and both factors with their eigenvectors."""
+
+    square: Place  # (R, S)
+    rows: Place  # (2, R, R): factor, eigenvectors as columns
+    columns: Place  # (2, S, S)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A program: its tables for the interpreter, and where its numbers are."""
+
+    instructions: tuple[Instruction, ...]
+    table: np.ndarray  # (instructions, COLUMNS) int64
+    activations: np.ndarray  # (activations, ACTIVATION_COLUMNS) int64
+    places: dict[str, Place]  # parameters and running statistics, by their names in the network
+    factors: tuple[Factors, ...]
+    valid: int
+    gradients: int  # from a parameter to its gradient
+    size: int  # of the arena, in numbers
+    n_padded: int
+    logits: Place  # (10, 1, 1, N)
+
+
+def plan(architecture: Architecture, batch_size: int, mode: Mode, optimizer: str | None = None) -> Plan:
+    """The program of a network for batches of this size; `optimizer` (sgd, adamw, soap) if it is to be trained."""
+    walk = _Walk(architecture, mode)
+    forward = list(walk.forward())
+    instructions = forward if mode != Mode.TRAIN else [*_with_loss_gradient(forward), *_backward(forward)]
+    filters = [i.filter for i in forward if i.op == Op.CONVOLVE]
+    instructions += _optimize(filters, walk.followings, optimizer) if optimizer else []
+    return _Layout(instructions, walk.followings, filters, padded(batch_size)).plan()
+
+
+@dataclass
+class _Walk:
+    """From the first layer to the last. A map whose norm and ReLU are still to be done waits with what is to follow."""
+
+    architecture: Architecture
+    mode: Mode
+    followings: list[Following] = field(default_factory=list)
+    waiting: Following | None = None
+    n_maps: int = 0
+
+    def forward(self) -> Iterator[Instruction]:
+        self.map = self._new_map(INPUT_CHANNELS, INPUT_SIDE, has_gradient=False)
+        yield Instruction(Op.AUGMENT, y=self.map)
+        last_conv = max((i for i, layer in enumerate(self.architecture.layers) if isinstance(layer, Conv)), default=-1)
+        for i, shape in enumerate(self.architecture.shapes):
+            if isinstance(shape.layer, Conv):
+                yield from self._convolution(i, shape, drops=i != last_conv and self.architecture.dropout > 0)
+            elif isinstance(shape.layer, MaxPool):
+                yield from self._pool(shape)
+            elif isinstance(shape.layer, GlobalPool):
+                yield from self._finish()
+                yield self._to(Op.GLOBAL_POOL, shape.channels, 1)
+        yield from self._finish()
+        yield Instruction(Op.LOSS, x=self.map, gx=self.map)
+
+    def _new_map(self, channels: int, side: int, *, has_gradient: bool = True) -> Map:
+        self.n_maps += 1
+        number = self.n_maps if self.mode == Mode.TRAIN else self.n_maps % 2
+        return Map(channels, side, f"map {number}", has_gradient)
+
+    def _to(self, op: Op, channels: int, side: int, **operands) -> Instruction:
+        """From the map to a new one."""
+        x, has_gradient = self.map, self.map.has_gradient or op == Op.CONVOLVE
+        self.map = self._new_map(channels, side, has_gradient=has_gradient)
+        return Instruction(op, x=x, y=self.map, **operands)
+
+    def _convolution(self, i: int, shape: LayerShape, *, drops: bool) -> Iterator[Instruction]:
+        layer, c = shape.layer, shape.in_channels
+        size = (layer.kernel, layer.kernel)
+        if layer.separable:
+            filter = Filter(f"{i}.0.weight", None, (c, 1, *size), layer.stride, layer.padding, c > 1)
+            yield from self._filter(filter, shape.side)
+            yield from self._follow(layer, f"{i}.1", drops=False)
+            bias = f"{i}.{2 if layer.activation else 1}.bias" if layer.bias else None
+            weight = f"{i}.{2 if layer.activation else 1}.weight"
+            yield from self._filter(Filter(weight, bias, (layer.channels, c, 1, 1), 1, 0, False), shape.side)
+            yield from self._follow(layer, f"{i}.3", drops=drops)
+            return
+        bias = f"{i}.0.bias" if layer.bias else None
+        filter = Filter(f"{i}.0.weight", bias, (layer.channels, c, *size), layer.stride, layer.padding, False)
+        yield from self._filter(filter, shape.side)
+        yield from self._follow(layer, f"{i}.1", drops=drops)
+
+    def _filter(self, filter: Filter, side: int) -> Iterator[Instruction]:
+        yield from self._finish()
+        yield self._to(Op.CONVOLVE, filter.shape[0], side, filter=filter)
+
+    def _follow(self, layer: Conv, name: str, *, drops: bool) -> Iterator[Instruction]:
+        if not layer.activation:
+            return
+        norm = f"{name}.norm" if layer.norm else None
+        drops_channels = drops and not self.architecture.elementwise_dropout
+        drops_elements = drops and self.architecture.elementwise_dropout and self.mode == Mode.TRAIN
+        self.waiting = self._following(
+            Following(self.map.channels, norm, self.architecture.norm_first, True, drops_channels)
+        )
+        yield Instruction(Op.MEASURE, y=self.map, following=self.waiting)
+        if drops_elements:
+            yield from self._finish()
+            yield self._to(Op.DROP_ELEMENTS, self.map.channels, self.map.side, layer=len(self.followings))
+
+    def _following(self, following: Following) -> Following:
+        self.followings.append(replace(following, layer=len(self.followings)))
+        return self.followings[-1]
+
+    def _finish(self) -> Iterator[Instruction]:
+        """Do what is waiting."""
+        if self.waiting:
+            following, self.waiting = self.waiting, None
+            yield self._to(Op.ACTIVATE, self.map.channels, self.map.side, following=following)
+
+    def _pool(self, shape: LayerShape) -> Iterator[Instruction]:
+        """Together with what is waiting, or alone."""
+        following, self.waiting = self.waiting, None
+        if following is None:
+            following = self._following(Following(self.map.channels))
+            yield Instruction(Op.MEASURE, y=self.map, following=following)
+        yield self._to(Op.ACTIVATE_POOL, shape.channels, shape.side, following=following)
+
+
+def _gradient(map: Map, number: int) -> Map:
+    """That of a map; but two live at the same time."""
+    return replace(map, region=f"gradient {number % 2}")
+
+
+def _with_loss_gradient(forward: list[Instruction]) -> list[Instruction]:
+    *others, last = forward
+    return [*others, replace(last, gx=_gradient(last.x, 0))]
+
+
+def _backward(forward: list[Instruction]) -> Iterator[Instruction]:
+    number, gy = 0, _gradient(forward[-1].x, 0)
+    for instruction in reversed(forward):
+        for op in BACKWARD.get(instruction.op, ()):
+            if op == Op.WEIGHT_GRADIENT:
+                yield replace(instruction, op=op, gy=gy)
+            elif instruction.x.has_gradient:
+                number += 1
+                gx = _gradient(instruction.x, number)
+                yield replace(instruction, op=op, gx=gx, gy=gy)
+                gy = gx
+
+
+def _optimize(filters: list[Filter], followings: list[Following], optimizer: str) -> list[Instruction]:
+    """All parameters lie one behind another, those of the convolutions first."""
+    weights, vectors = _parameters(filters, followings)
+    if optimizer != "soap":
+        return [Instruction(Op[optimizer.upper()], parameters=(*weights, *vectors))]
+    matrices = (Instruction(Op.SOAP, parameters=(f.weight,), matrix=(f.shape[0], _size(f.shape[1:]))) for f in filters)
+    return [*matrices, *([Instruction(Op.ADAMW, parameters=tuple(vectors))] if vectors else [])]
+
+
+def _parameters(filters: list[Filter], followings: list[Following]) -> tuple[dict, dict]:
+    """Names and shapes: of weights, and of biases and norms."""
+    weights = {f.weight: f.shape for f in filters}
+    vectors = {f.bias: f.shape[:1] for f in filters if f.bias}
+    for following in followings:
+        if following.norm:
+            vectors |= {f"{following.norm}.{name}": (following.channels,) for name in ("weight", "bias")}
+    return weights, vectors
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape))
+
+
+class _Layout:
+    """Gives everything its place in the arena."""
+
+    def __init__(self, instructions: list, followings: list, filters: list, n_padded: int):
+        self.instructions, self.followings, self.filters, self.n = tuple(instructions), followings, filters, n_padded
+        self.end = 0
+        self.places: dict[str, Place] = {}
+        self.factors: list[Factors] = []
+
+    def plan(self) -> Plan:
+        weights, vectors = _parameters(self.filters, self.followings)
+        for name, shape in (weights | vectors).items():  # without gaps: an optimizer takes them as one
+            self.places[name] = Place(self.end, shape)
+            self.end += _size(shape)
+        gradients = self._take(self.end) if self.end else 0
+        valid = self._take(self.n)
+        self._place_regions()
+        activations = np.array([self._activation(f) for f in self.followings] or [[0] * len(ACTIVATION_COLUMNS)])
+        rows = [self._row(instruction) for instruction in self.instructions]  # once: an optimizer's state has one place
+        table = np.array([[row[column] for column in COLUMNS] for row in rows])
+        logits = next(i.x for i in self.instructions if i.op == Op.LOSS)
+        return Plan(
+            self.instructions,
+            table,
+            activations,
+            self.places,
+            tuple(self.factors),
+            valid,
+            gradients,
+            self.end,
+            self.n,
+            Place(self.regions[logits.region], (logits.channels, 1, 1, self.n)),
+        )
+
+    def _take(self, size: int) -> int:
+        start = -(-self.end // ALIGNMENT) * ALIGNMENT
+        self.end = start + size
+        return start
+
+    def _place_regions(self) -> None:
+        sizes: dict[str, int] = {}
+        for instruction in self.instructions:
+            for map in (instruction.x, instruction.y, instruction.gx, instruction.gy):
+                if map:
+                    sizes[map.region] = max(sizes.get(map.region, 0), map.channels * map.side**2 * self.n)
+        frames = [
+            i.x.channels * (i.x.side + 2 * i.filter.padding) ** 2 * self.n
+            for i in self.instructions
+            if i.op == Op.WEIGHT_GRADIENT and i.filter.padding
+        ]
+        self.frame = self._take(max(frames, default=0))
+        self.regions = {region: self._take(size) for region, size in sizes.items()}
+
+    def _activation(self, following: Following) -> list[int]:
+        c = following.channels
+        row = dict.fromkeys(ACTIVATION_COLUMNS, 0) | {
+            "norm": following.norm is not None,
+            "norm_first": following.norm_first,
+            "relu": following.relu,
+            "drops": following.drops,
+            "layer": following.layer,
+            "n_channels": c,
+            "rows": self._take(4 * c * self.n),
+            "statistics": self._take(4 * c),
+        }
+        if following.norm:
+            row |= {"gamma": self.places[f"{following.norm}.weight"].offset}
+            row |= {"beta": self.places[f"{following.norm}.bias"].offset}
+            for name in ("running_mean", "running_var"):
+                self.places[f"{following.norm}.{name}"] = Place(self._take(c), (c,))
+                row[name] = self.places[f"{following.norm}.{name}"].offset
+        return [int(row[column]) for column in ACTIVATION_COLUMNS]
+
+    def _row(self, instruction: Instruction) -> dict[str, int]:
+        row = dict.fromkeys(COLUMNS, 0) | {"op": int(instruction.op), "scratch": self.frame, "bias": NONE}
+        row["layer"] = instruction.following.layer if instruction.following else instruction.layer
+        row["activation"] = instruction.following.layer if instruction.following else NONE
+        for name in ("x", "y", "gx", "gy"):
+            map = getattr(instruction, name)
+            if map:
+                prefix = "out_" if name in ("y", "gy") else ""
+                row[name] = self.regions[map.region]
+                row |= {f"{prefix}channels": map.channels, f"{prefix}height": map.side, f"{prefix}width": map.side}
+        if instruction.filter:
+            row |= self._filter(instruction.filter)
+        if instruction.parameters:
+            row |= self._optimizer(instruction)
+        return row
+
+    def _filter(self, filter: Filter) -> dict[str, int]:
+        return {
+            "kernel": filter.shape[2],
+            "stride": filter.stride,
+            "padding": filter.padding,
+            "depthwise": int(filter.depthwise),
+            "weight": self.places[filter.weight].offset,
+            "bias": self.places[filter.bias].offset if filter.bias else NONE,
+        }
+
+    def _optimizer(self, instruction: Instruction) -> dict[str, int]:
+        places = [self.places[name] for name in instruction.parameters]
+        r, s = instruction.matrix if instruction.op == Op.SOAP else (sum(_size(place.shape) for place in places), 1)
+        size = r * s
+        state = self._take(2 * size)
+        if instruction.op == Op.SOAP:
+            state = self._take(5 * size + 2 * r * r + 2 * s * s)
+            rows = state + 5 * size
+            self.factors.append(
+                Factors(Place(state + size, (r, s)), Place(rows, (2, r, r)), Place(rows + 2 * r * r, (2, s, s)))
+            )
+        return {"weight": places[0].offset, "x": state, "channels": r, "out_channels": s}
