@@ -37,7 +37,7 @@ from nas_mnist.study.storage import Storage
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
 from nas_mnist.training import evaluation, loop
 from nas_mnist.training.loop import EpochResult
-from nas_mnist.training.recipe import Recipe
+from nas_mnist.training.recipe import Optimizer, Recipe
 from nas_mnist.views.progress import RunDisplay, SearchDisplay
 from nas_mnist.workers.events import OnWorkerEvent
 from nas_mnist.workers.local import plan_workers
@@ -87,7 +87,7 @@ def search(
     max_ram: int | None = None,
     epochs: int = MAX_EPOCHS,
     train_images: int | None = None,
-    optimizer: str = RECIPE.optimizer,
+    optimizer: Optimizer = RECIPE.optimizer,
     sampler: Sampler = "evolution",
     seed: int = 0,
     prune: bool = True,

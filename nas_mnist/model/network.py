@@ -50,12 +50,13 @@ class NormAct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.norm is None:
-            x = F.relu(x)
+            y = F.relu(x)
         elif self.norm_first:
-            x = F.relu(self.norm(x))
+            y = F.relu(self.norm(x))
         else:
-            x = self.norm(F.relu(x))
-        return self.dropout(x)
+            y = self.norm(F.relu(x))
+        dropped: Tensor = self.dropout(y)
+        return dropped
 
 
 class Conv2d(nn.Conv2d):  # torchinfo counts the multiply-adds of a class by the "Conv" in its name
@@ -87,7 +88,9 @@ class Network(nn.Sequential):
         self.architecture = architecture
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).flatten(1)
+        for child in self:
+            x = child(x)
+        return x.flatten(1)
 
     def draw_from(self, generator: torch.Generator) -> None:
         """Draw every dropout mask from this generator; it lives on the network's device."""
@@ -98,7 +101,7 @@ class Network(nn.Sequential):
 
 def _children(architecture: Architecture) -> list[nn.Module]:
     last_conv = max((i for i, layer in enumerate(architecture.layers) if isinstance(layer, Conv)), default=-1)
-    children = []
+    children: list[nn.Module] = []
     for i, (layer, shape) in enumerate(zip(architecture.layers, architecture.shapes, strict=True)):
         if isinstance(layer, Conv):
             dropout = 0.0 if i == last_conv else architecture.dropout
@@ -122,11 +125,11 @@ def _convolution(layer: Conv, in_channels: int, architecture: Architecture, drop
             )
         ]
 
-    size = {"kernel_size": layer.kernel, "stride": layer.stride, "padding": layer.padding}
+    size = layer.kernel, layer.stride, layer.padding
     if not layer.separable:
-        conv = Conv2d(in_channels, layer.channels, **size, bias=layer.bias)
+        conv = Conv2d(in_channels, layer.channels, *size, bias=layer.bias)
         return Block(conv, *norm_act(layer.channels, dropout))
-    depthwise = Conv2d(in_channels, in_channels, **size, groups=in_channels, bias=False)
+    depthwise = Conv2d(in_channels, in_channels, *size, groups=in_channels, bias=False)
     pointwise = Conv2d(in_channels, layer.channels, 1, bias=layer.bias)
     return Block(depthwise, *norm_act(in_channels, 0.0), pointwise, *norm_act(layer.channels, dropout))
 
@@ -154,7 +157,7 @@ def build(
         _initialise(conv, math.sqrt(5) if initialisation == "default" else 0.0, generator)
     if initialisation == "positive":
         convs[-1].weight.data.abs_()
-    return network.to(device, memory_format=torch.channels_last)
+    return network.to(device).to(memory_format=torch.channels_last)
 
 
 def _initialise(conv: nn.Conv2d, slope: float, generator: torch.Generator) -> None:

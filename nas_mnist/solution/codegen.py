@@ -2,7 +2,7 @@
 
 import inspect
 
-from nas_mnist.data.datasets import MNIST, Dataset, Normalisation
+from nas_mnist.data.datasets import CUSTOMARY, MNIST, Dataset, Normalisation
 from nas_mnist.model.architecture import Architecture, Conv
 from nas_mnist.solution import preprocess
 from nas_mnist.solution.walk import Convolution, Pool, Step, walk
@@ -45,7 +45,7 @@ def generate(
     architecture: Architecture,
     headline: str,
     dataset: Dataset = MNIST,
-    normalisation: Normalisation = MNIST.normalisation,
+    normalisation: Normalisation = CUSTOMARY,
 ) -> str:
     """The source of `model.py`: imports torch and the standard library; Pillow is used for images if it is there."""
     return _TEMPLATE.format(

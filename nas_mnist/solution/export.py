@@ -17,9 +17,11 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
@@ -208,7 +210,7 @@ def _exchange(one: Path, other: Path) -> bool:
     if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "renameat2"):
         return False
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+    return bool(libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def _judge(network: Network, test_images: Images) -> Judged:
@@ -226,7 +228,7 @@ def _write_model(retrained: Retrained, judged: Judged, folder: Path) -> nn.Modul
     headline = f"A network of {size} parameters for {dataset.title}: {accuracy} of the test set."
     source = generate(architecture, headline, dataset, judged.images.normalisation)
     (folder / MODEL).write_text(source, encoding="utf-8")
-    model = _import(folder / MODEL).load()
+    model: nn.Module = _import(folder / MODEL).load()
     with torch.no_grad():
         _check_logits(MODEL, torch.cat([model(x) for x in _batches(judged.images)]), judged)
     return model
@@ -252,15 +254,16 @@ def _write_embedded(
     return record
 
 
-def _import(path: Path):
+def _import(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("exported_model", path)
+    assert spec is not None and spec.loader is not None  # which every file has that ends in .py
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     shutil.rmtree(path.parent / "__pycache__", ignore_errors=True)
     return module
 
 
-def _batches(images: Images):
+def _batches(images: Images) -> Iterator[Tensor]:
     return (normalise(pixels, images.normalisation) for pixels, _ in images.batches(1000))
 
 
@@ -289,6 +292,7 @@ def _write_onnx(model: nn.Module, judged: Judged, path: Path) -> None:
             dynamic_shapes={"x": {0: torch.export.Dim("batch")}},
             verbose=False,
         )
+    assert program is not None  # it is None for the exporter before this one
     onnx.save(_without_traces(program.model_proto), path)
     _check_logits(ONNX, onnx_logits(path.read_bytes(), judged.images), judged)
 

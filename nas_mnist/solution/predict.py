@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from nas_mnist.data.datasets import DATASETS, MNIST, Dataset, Normalisation
+from nas_mnist.data.datasets import CUSTOMARY, DATASETS, Dataset, Normalisation
 from nas_mnist.data.images import Images, load_test
 from nas_mnist.data.unpacking import prepare
 from nas_mnist.errors import NasMnistError, SolutionError
@@ -70,7 +70,7 @@ def load(folder: Path) -> Solution:
         weights = safetensors.torch.load(content)
         network.load_state_dict({ours: weights[theirs] for ours, theirs in weight_names(architecture).items()})
         dataset = DATASETS[record["dataset"]]
-        normalisation = Normalisation(**record["normalisation"]) if "normalisation" in record else MNIST.normalisation
+        normalisation = Normalisation(**record["normalisation"]) if "normalisation" in record else CUSTOMARY
     except (NasMnistError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise SolutionError(f"{folder} is damaged ({reason}): export the solution again") from error
@@ -105,7 +105,7 @@ def seal(record: dict[str, Any]) -> dict[str, Any]:
 
 def _read_record(folder: Path) -> dict[str, Any]:
     try:
-        record = json.loads(_read(folder / RECORD))
+        record: dict[str, Any] = json.loads(_read(folder / RECORD))
         if record == seal(record) and isinstance(record["architecture"], str) and record["sha256"][WEIGHTS]:
             return record
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -142,10 +142,10 @@ def _grey(path: str) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damage that Pillow mends, and of sizes above our own limit
         try:
-            with Image.open(path, formats=FORMATS) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
+            with Image.open(path, formats=FORMATS) as file:
+                if file.width * file.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
-                picture = ImageOps.exif_transpose(picture).convert("RGBA").convert("LA")
+                picture = ImageOps.exif_transpose(file).convert("RGBA").convert("LA")
         except Image.DecompressionBombError:
             raise ValueError(f"more than {MAX_PIXELS:,} pixels are too many for a digit: make it smaller") from None
         except (OSError, ValueError):

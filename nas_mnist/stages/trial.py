@@ -37,7 +37,7 @@ from nas_mnist.study.studies import StudyRef
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
 from nas_mnist.training.evaluation import final_accuracy, find_mistakes
 from nas_mnist.training.loop import EpochResult, train
-from nas_mnist.training.recipe import Recipe
+from nas_mnist.training.recipe import Optimizer, Recipe
 from nas_mnist.workers.events import Completed, OnEvent, Progress
 
 
@@ -84,7 +84,7 @@ class TrialSettings(StudyRef):
     max_params: int = MAX_PARAMS  # a network has fewer
     limits: Limits = NO_LIMITS
     epochs: int = MAX_EPOCHS
-    optimizer: str = space.RECIPE.optimizer
+    optimizer: Optimizer = space.RECIPE.optimizer
     seed: int = 0
     sampler: Sampler = "evolution"
     keep_weights: int = 5  # candidates, the best

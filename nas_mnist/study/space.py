@@ -19,7 +19,6 @@ from typing import Any
 
 from optuna import Trial
 from optuna.distributions import (
-    BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
@@ -41,7 +40,7 @@ from nas_mnist.model.architecture import (
 )
 from nas_mnist.study import stored
 from nas_mnist.task import MAX_EPOCHS
-from nas_mnist.training.recipe import Recipe
+from nas_mnist.training.recipe import Optimizer, Recipe
 
 MAX_BLOCKS, MAX_CONVS = 3, 4
 MIN_WIDTH, MAX_WIDTH = 2, 128
@@ -60,6 +59,7 @@ WEIGHT_DECAYS = {"sgd": (6e-5, 1.6e-3), "adamw": (0.002, 0.05), "soap": (0.002, 
 RECIPE = Recipe(batch_size=64, optimizer="soap", learning_rate=0.01, weight_decay=0.01, recalibrated=True)
 
 Parameters = dict[str, Any]
+Distribution = IntDistribution | FloatDistribution | CategoricalDistribution
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ class Candidate:
         return Candidate(parse(values["architecture"]), stored.read(values["recipe"]))
 
 
-def reference_recipe(optimizer: str = RECIPE.optimizer, epochs: int = MAX_EPOCHS) -> Recipe:
+def reference_recipe(optimizer: Optimizer = RECIPE.optimizer, epochs: int = MAX_EPOCHS) -> Recipe:
     """What a warm start is trained with: the middle of the ranges of learning rate and weight decay."""
     rate, decay = (sqrt(low * high) for low, high in (LEARNING_RATES[optimizer], WEIGHT_DECAYS[optimizer]))
     return replace(RECIPE, optimizer=optimizer, epochs=epochs, learning_rate=rate, weight_decay=decay)
 
 
-def distributions(optimizer: str = RECIPE.optimizer) -> dict[str, BaseDistribution]:
+def distributions(optimizer: Optimizer = RECIPE.optimizer) -> dict[str, Distribution]:
     """Every parameter of the space and its range."""
     width, transition_width = (FloatDistribution(*ends, log=True) for ends in (CONV_FREEDOM, TRANSITION_FREEDOM))
     blocks = range(1, MAX_BLOCKS + 1)
@@ -108,18 +108,18 @@ def distributions(optimizer: str = RECIPE.optimizer) -> dict[str, BaseDistributi
     }
 
 
-def fingerprint(optimizer: str = RECIPE.optimizer) -> str:
+def fingerprint(optimizer: Optimizer = RECIPE.optimizer) -> str:
     """A short hash that changes with the space; studies of different spaces are never mixed."""
     ranges = {name: json.loads(distribution_to_json(d)) for name, d in distributions(optimizer).items()}
     return hashlib.sha256(json.dumps([ranges, stored.distinctive(RECIPE)], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def suggest(trial: Trial, optimizer: str = RECIPE.optimizer) -> Parameters:
+def suggest(trial: Trial, optimizer: Optimizer = RECIPE.optimizer) -> Parameters:
     """Draw every parameter of the space, always all of them."""
     return {name: _suggest(trial, name, distribution) for name, distribution in distributions(optimizer).items()}
 
 
-def _suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
+def _suggest(trial: Trial, name: str, distribution: Distribution) -> Any:
     if isinstance(distribution, CategoricalDistribution):
         return trial.suggest_categorical(name, distribution.choices)
     if isinstance(distribution, IntDistribution):
@@ -132,7 +132,7 @@ def to_candidate(
     *,
     max_params: int,
     epochs: int,
-    optimizer: str = RECIPE.optimizer,
+    optimizer: Optimizer = RECIPE.optimizer,
     limits: Limits = NO_LIMITS,
 ) -> Candidate:
     """The candidate that the parameters denote: as wide as `fill` times the budget allows, and the limits.
@@ -213,8 +213,8 @@ def _build(parameters: Mapping[str, Any], widths: Mapping[str, int]) -> Architec
             separable = parameters[f"separable_{b}"] and bool(layers)  # one input channel has nothing to separate
             _add(layers, Conv(widths[f"width_{b}_{i}"], separable=separable, padding=parameters["padding"]))
         if b < parameters["blocks"]:
-            _add_transition(layers, parameters["transition"], widths.get(f"transition_width_{b}"))
-    _add_head(layers, parameters["head"], widths.get("head_width"), parameters["padding"])
+            _add_transition(layers, parameters["transition"], widths.get(f"transition_width_{b}", 0))
+    _add_head(layers, parameters["head"], widths.get("head_width", 0), parameters["padding"])
     return Architecture(tuple(layers), dropout=round(parameters["dropout"], 3))  # a line people read
 
 
@@ -234,13 +234,13 @@ def _side(layers: list[Layer]) -> int:
     return side
 
 
-def _add_transition(layers: list[Layer], kind: str, width: int | None) -> None:
+def _add_transition(layers: list[Layer], kind: str, width: int) -> None:
     for token in kind.split():
         bare = token == "c-"
         _add(layers, MaxPool() if token == "M" else Conv(width, kernel=1, norm=not bare, activation=not bare))
 
 
-def _add_head(layers: list[Layer], kind: str, width: int | None, padding: int) -> None:
+def _add_head(layers: list[Layer], kind: str, width: int, padding: int) -> None:
     for token in kind.split():
         if token == "G":
             _add(layers, GlobalPool())
@@ -288,19 +288,20 @@ def _relative_widths(parameters: Parameters) -> Parameters:
     return parameters | {"growth": exp(slope)} | {name: parameters[name] / width for name, width in law.items()}
 
 
-def _contains(distribution: BaseDistribution, value: Any) -> bool:
+def _contains(distribution: Distribution, value: Any) -> bool:
     if isinstance(distribution, CategoricalDistribution):
         return value in distribution.choices
-    return distribution.low <= value <= distribution.high
+    return bool(distribution.low <= value <= distribution.high)
 
 
-def _lowest(distribution: BaseDistribution) -> Any:
+def _lowest(distribution: Distribution) -> Any:
     return distribution.choices[0] if isinstance(distribution, CategoricalDistribution) else distribution.low
 
 
 def _read_layers(architecture: Architecture) -> Parameters:
     """Read the structure from the layers; `to_parameters` checks afterwards that it was read right."""
-    layers, parameters = list(architecture.layers), {}
+    layers = list(architecture.layers)
+    parameters: Parameters = {}
     parameters["head"], head_width, layers = _split_head(layers, architecture)
     if head_width:
         parameters["head_width"] = head_width

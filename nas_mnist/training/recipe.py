@@ -6,6 +6,8 @@ from typing import Literal
 from nas_mnist.task import MAX_EPOCHS
 from nas_mnist.training.augmentation import Augmentation
 
+Optimizer = Literal["sgd", "adamw", "soap"]
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -13,7 +15,7 @@ class Recipe:
 
     epochs: int = MAX_EPOCHS
     batch_size: int = 128
-    optimizer: Literal["sgd", "adamw", "soap"] = "sgd"  # sgd: Nesterov momentum
+    optimizer: Optimizer = "sgd"  # sgd: Nesterov momentum
     learning_rate: float = 0.1  # the maximum, per step
     momentum: float = 0.9
     weight_decay: float = 5e-4
