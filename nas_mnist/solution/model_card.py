@@ -134,24 +134,26 @@ def _measured(c: dict[str, Any], record: dict[str, Any]) -> str:
     )
     if not c["boards"]:
         return f"{told} It was not measured on a board, {c['not_measured']}."
+    how = (
+        "Flash and RAM are the model's own, from the linker's map, without the stack; instructions are the "
+        f"mean of {c['n_images']} test images in QEMU, which counts instructions and no cycles."
+    )
+    return f"{told} {how} {'; '.join(c['tools'])}.\n\n{_boards(c, record)}"
+
+
+def _boards(c: dict[str, Any], record: dict[str, Any]) -> str:
     accuracy = {"model_int8": record["int8"]["test_accuracy"], "model_float": record["test_accuracy"]}
+    sizes = ("flash, bytes", "RAM, bytes", "multiply-adds", "instructions an image")
     rows = [
-        "| processor | arithmetic | flash, bytes | RAM, bytes | multiply-adds | instructions an image | accuracy |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    rows += [
-        f"| {b['board']} | {b['function'].removeprefix('model_')} | {b['flash']:,} | {b['ram']:,} | "
-        f"{record['n_macs']:,} | {b['instructions']:,} | {accuracy[b['function']]:.2%} |"
+        (
+            b["board"],
+            b["function"].removeprefix("model_"),
+            *(f"{n:,}" for n in (b["flash"], b["ram"], record["n_macs"], b["instructions"])),
+            f"{accuracy[b['function']]:.2%}",
+        )
         for b in c["boards"]
     ]
-    return "\n".join(
-        [
-            f"{told} Flash and RAM are the model's own, from the linker's map, without the stack; instructions are the "
-            f"mean of {c['n_images']} test images in QEMU, which counts instructions and no cycles. "
-            f"{'; '.join(c['tools'])}.\n",
-            *rows,
-        ]
-    )
+    return tables.markdown_table(("processor", "arithmetic", *sizes, "accuracy"), rows, "l" * 7)
 
 
 def _plain(renderable) -> str:
