@@ -9,6 +9,7 @@ from synthetic import draw_trial, draw_trials, new_study
 from nas_mnist.data.datasets import DATASETS
 from nas_mnist.model.zoo import ZOO
 from nas_mnist.stages.confirm import Confirmed
+from nas_mnist.study.records import is_trained, leaderboard
 from nas_mnist.views import study_figures
 from nas_mnist.views.study_figures import NothingToDraw
 
@@ -30,7 +31,7 @@ def _trace(figure, name):
 
 
 def test_the_front_has_no_trial_that_another_beats_in_size_and_accuracy(many):
-    best = study_figures.leaderboard(many)
+    best = leaderboard(many)
     front = study_figures.pareto_front(best)
     for kept in front:
         size, accuracy = kept.user_attrs["n_parameters"], kept.value
@@ -88,7 +89,7 @@ def test_the_best_ten_curves_are_highlighted_and_every_other_is_there(many):
     n_curves = {trace.name: list(trace.x).count(None) for trace in figure.data}
     assert n_curves["the best"] == 1 and n_curves["the next 9"] == 9
     assert sum(n_curves.values()) == sum(bool(t.intermediate_values) for t in many)
-    best = study_figures.leaderboard(many)[0]
+    best = leaderboard(many)[0]
     assert list(_trace(figure, "the best").y)[:15] == [
         pytest.approx(100 * (1 - value)) for value in best.intermediate_values.values()
     ]
@@ -96,7 +97,7 @@ def test_the_best_ten_curves_are_highlighted_and_every_other_is_there(many):
 
 def test_epochs_spent_stay_below_what_full_training_would_cost(many):
     full, spent = study_figures.epochs_spent(many, 15).data
-    trained = [t for t in many if study_figures.study.is_trained(t)]
+    trained = [t for t in many if is_trained(t)]
     assert spent.y[-1] == sum(len(t.intermediate_values) for t in trained)
     assert full.y[-1] == 15 * len(trained)
     assert f"{full.y[-1] - spent.y[-1]:,} saved" in spent.customdata[-1]
