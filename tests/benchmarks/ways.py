@@ -1,4 +1,4 @@
-"""Three ways to train a network: as the reference systems were, as an expert writes it in PyTorch, and the package's."""
+"""Three ways to train a network: as the reference systems were, as experts write it in PyTorch, and the package's."""
 
 import time
 from collections.abc import Iterator
@@ -65,7 +65,9 @@ class Reference(Way):
                 transforms.Normalize((MNIST.normalisation.mean,), (MNIST.normalisation.std,)),
             ]
         )
-        self.loader = DataLoader(MnistOfTorchvision(root, transform=transform), batch_size=case.batch_size, shuffle=True)
+        self.loader = DataLoader(
+            MnistOfTorchvision(root, transform=transform), batch_size=case.batch_size, shuffle=True
+        )
         self.network = plain_network(case.architecture)
         self.optimizer = torch.optim.SGD(self.network.parameters(), 0.01, momentum=0.9)
 
@@ -81,7 +83,7 @@ class Reference(Way):
 
 
 class Plain(Way):
-    """PyTorch done well: images as tensors, a batch transformed by one grid_sample, channels last, ReLU in place, SGD."""
+    """PyTorch done well: images as tensors, one grid_sample for a batch, channels last, ReLU in place, SGD."""
 
     def __init__(self, root: Path, case: Case):
         super().__init__(root, case)
@@ -160,10 +162,13 @@ class Package(Way):
         that calibration and validation take."""
         network = build(self.case.architecture, seed=1)
         recipe = replace(self.case.recipe, epochs=MAX_EPOCHS)
-        with timed(loop, "calibrate") as calibration, timed(loop, "evaluate") as validation:
-            with timed(averaging.AveragedWeights, "evaluate") as of_averaged:
-                epochs = loop.train(network, recipe, self.split.train, self.split.val, seed=1, averaged_epochs=[1])
-                epoch = next(epochs)
+        with (
+            timed(loop, "recalibrate") as calibration,
+            timed(loop, "evaluate") as validation,
+            timed(averaging.AveragedWeights, "evaluate") as of_averaged,
+        ):
+            epochs = loop.train(network, recipe, self.split.train, self.split.val, seed=1, averaged_epochs=[1])
+            epoch = next(epochs)
         judging = MAX_EPOCHS * (sum(calibration) + sum(validation)) + len(RUNGS) * sum(of_averaged)
         seconds = MAX_EPOCHS * (epoch.train_seconds + epoch.val_seconds - sum(of_averaged))
         seconds += len(RUNGS) * sum(of_averaged)
