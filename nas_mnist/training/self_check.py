@@ -17,12 +17,13 @@ from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Literal
 
 import torch
 from filelock import FileLock
 from torch.nn import functional as F
 
-from nas_mnist.data.datasets import MNIST
+from nas_mnist.data.datasets import Normalisation
 from nas_mnist.data.images import Images
 from nas_mnist.data.unpacking import default_data_dir
 from nas_mnist.kernels.compilation import digest
@@ -34,6 +35,7 @@ from nas_mnist.training.steps import PlainSteps, Steps, make_steps
 
 N_STEPS, BATCH_SIZE, SEED = 20, 64, 0
 TOLERANCE = 1e-4
+NORMALISATION = Normalisation(0.25, 0.3)  # about that of the images
 VERDICTS = "self-checks.json"
 _STEPS_DIGEST = digest(Path(__file__).parent)
 
@@ -43,7 +45,7 @@ class Check:
     """A network and an optimizer. The rate is small: a large one would magnify what rounding alone makes differ."""
 
     line: str
-    optimizer: str
+    optimizer: Literal["sgd", "adamw", "soap"]
     learning_rate: float
 
 
@@ -94,7 +96,9 @@ def _architecture(check: Check, device: torch.device) -> Architecture:
     return replace(architecture, dropout=0.0) if device.type == "cpu" else architecture
 
 
-def _train(check: Check, device: torch.device, make: Callable[..., Steps], judge: Callable[..., tuple]) -> _Training:
+def _train(
+    check: Check, device: torch.device, make: Callable[..., Steps], judge: Callable[..., tuple[float, ...]]
+) -> _Training:
     """The steps one by one, and as many again at once, which are timed."""
     network = build(_architecture(check, device), seed=SEED, device=device)
     recipe = Recipe(batch_size=BATCH_SIZE, optimizer=check.optimizer, learning_rate=check.learning_rate)
@@ -128,7 +132,7 @@ def _images(device: torch.device) -> Images:
     labels = torch.randint(10, (N_STEPS * BATCH_SIZE,), generator=generator)
     noise = torch.rand((len(labels), INPUT_SIDE, INPUT_SIDE), generator=generator)
     pixels = (noise * 255 * (noise < (labels[:, None, None] + 1) / 11)).to(torch.uint8)
-    return Images(pixels, labels, torch.arange(len(labels)), MNIST.normalisation).to(device)
+    return Images(pixels, labels, torch.arange(len(labels)), NORMALISATION).to(device)
 
 
 def is_trusted(device: torch.device) -> bool:
