@@ -16,7 +16,7 @@ from nas_mnist.kernels.interpreter import Results
 from nas_mnist.model.network import build
 from nas_mnist.training import program as program_module
 from nas_mnist.training.augmentation import draw_matrices
-from nas_mnist.training.optimizers import SOAP_INTERVAL
+from nas_mnist.training.optimizers import PRECONDITION_FREQUENCY
 from nas_mnist.training.plan import Instruction
 from nas_mnist.training.program import Program
 
@@ -33,8 +33,8 @@ def seconds_of_kinds(case: Case, images: Images) -> dict[str, float]:
     for instruction, own in zip(program.plan.instructions, time_instructions(program, batch), strict=True):
         seconds[kind(instruction)] += own
     if program.plan.factors:
-        seconds[OPTIMIZER] += time_renewal(program) / SOAP_INTERVAL
-    whole = statistics.median(batch.whole_steps(program, SOAP_INTERVAL) for _ in range(5))
+        seconds[OPTIMIZER] += time_renewal(program) / PRECONDITION_FREQUENCY
+    whole = min(batch.whole_steps(program, PRECONDITION_FREQUENCY) for _ in range(5))  # the least disturbed
     seconds["host"] = max(0.0, whole - sum(seconds.values()))
     return dict(seconds)
 
