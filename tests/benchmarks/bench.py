@@ -82,8 +82,8 @@ def measure(root: Path, repeats: int) -> dict:
         result["networks"] = {name: measure_network(crews, name, case, repeats) for name, case in CASES.items()}
         peaks = [network["matmul_gflops"]["median"] for network in result["networks"].values()]
         result["matmul_gflops"] = spread(peaks)  # of all cores together
-        memory = crews["package"].do("memory")
-        result["resident_mb_a_worker"], result["own_mb_a_worker"] = (max(mb) for mb in zip(*memory, strict=True))
+        for kind in ("resident_mb_a_worker", "own_mb_a_worker"):
+            result[kind] = max(network[kind] for network in result["networks"].values())
     finally:
         for crew in crews.values():
             crew.dismiss()
@@ -104,6 +104,7 @@ def measure_network(crews: dict[str, Crew], name: str, case: Case, repeats: int)
     floor = [peak * 1e9 / (2 * FORWARD_AND_BACKWARD * case.architecture.n_macs) for peak in peaks]  # images a second
     shares = crews["package"].do("shares", name)
     trials = crews["package"].do("trial", name)
+    resident, own = (max(mb) for mb in zip(*crews["package"].do("memory"), strict=True))
     return {
         "architecture": str(case.architecture),
         "n_parameters": case.architecture.n_parameters,
@@ -119,6 +120,9 @@ def measure_network(crews: dict[str, Crew], name: str, case: Case, repeats: int)
         "floor_ratio": median_ratio(floor, rates["package"]),
         "shares": {kind: statistics.mean(share[kind] for share in shares) for kind in shares[0]},
         "trials_an_hour": sum(3600 / trial["seconds"] for trial in trials),
+        "resident_mb_a_worker": resident,
+        "own_mb_a_worker": own,
+        "optimizer_share": statistics.mean(share["optimizer"] for share in shares),
         "evaluation_share": statistics.mean(trial["evaluation_share"] for trial in trials),
     }
 

@@ -46,7 +46,7 @@ def work(connection: Connection, root: Path, core: int | None) -> None:
     if core is not None:
         os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
-    trainers = {}
+    current = trainer = None
     while True:
         try:
             task, name = connection.recv()
@@ -56,9 +56,9 @@ def work(connection: Connection, root: Path, core: int | None) -> None:
             connection.send(MACHINE_TASKS[task]())
             continue
         way = task if task in TRAINERS else "package"
-        if (way, name) not in trainers:
-            trainers[way, name] = TRAINERS[way](root, CASES[name])
-        trainer = trainers[way, name]
+        if (way, name) != current:
+            trainer = None  # as in a worker, there is one network at a time
+            current, trainer = (way, name), TRAINERS[way](root, CASES[name])
         connection.send(trainer.images_a_second() if task in TRAINERS else getattr(trainer, task)())
 
 
