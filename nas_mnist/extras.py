@@ -11,6 +11,8 @@ class Extra(Enum):
 
     report = ("plotly", "jinja2")
     export = ("onnx", "onnxscript", "onnxruntime")
+    postgresql = ("psycopg",)
+    ray = ("ray",)
 
     @property
     def missing(self) -> list[str]:

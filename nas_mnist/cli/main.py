@@ -11,7 +11,7 @@ import shlex
 import sys
 import warnings
 
-from nas_mnist.cli import judge, look, networks, search, solutions, solve
+from nas_mnist.cli import doctor, judge, look, networks, search, solutions, solve
 from nas_mnist.data.datasets import DATASETS, MNIST
 from nas_mnist.errors import NasMnistError, explain, shown
 from nas_mnist.workers.signals import stopped_once
@@ -109,4 +109,5 @@ COMMANDS = (
     solutions.add_predict,
     solutions.add_evaluate,
     solutions.add_demo,
+    doctor.add_doctor,
 )

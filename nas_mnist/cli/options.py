@@ -115,13 +115,16 @@ def storage_of(arguments, *, read_only: bool = False):
 
 
 def workers_of(arguments) -> list:
-    """Those of this machine; where memory makes them fewer, a line on stderr says so."""
+    """Those of this machine; where memory makes them fewer, or a GPU is not to be trusted, a line on stderr says so."""
+    from nas_mnist.training import self_check
     from nas_mnist.workers.local import plan_workers
 
     def say(line: str) -> None:
         print(f"nas-mnist: {line}", file=sys.stderr)
 
-    return plan_workers(arguments.workers, arguments.devices, say)
+    workers = plan_workers(arguments.workers, arguments.devices, say)
+    self_check.tell([worker.device for worker in workers], say)
+    return workers
 
 
 def data_dir_of(arguments) -> Path:

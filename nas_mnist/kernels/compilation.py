@@ -43,12 +43,22 @@ def entry_point(function: Callable) -> Callable:
     return kernel(function, cache=True)
 
 
+def cache_folder(entry: Callable) -> Path:
+    """Where numba keeps what it compiles for this entry point."""
+    return Path(entry.stats.cache_path)
+
+
+def is_compiled(entry: Callable) -> bool:
+    """Whether there is machine code of this version of the kernels in the cache."""
+    return any(cache_folder(entry).glob(f"*{_DIGEST}*.nbc"))
+
+
 @contextmanager
 def compiling(entry: Callable) -> Iterator[None]:
     """Around an entry point's first call: one process compiles, and says so on a terminal; others wait, then load."""
-    folder = Path(entry.stats.cache_path)
+    folder = cache_folder(entry)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f"{_DIGEST}.lock"):
-        if not any(folder.glob(f"*{_DIGEST}*.nbc")) and sys.stderr.isatty():
+        if not is_compiled(entry) and sys.stderr.isatty():
             print("compiling the training step for this processor, once: up to a minute …", file=sys.stderr, flush=True)
         yield

@@ -15,6 +15,7 @@ from nas_mnist.training.averaging import N_UPDATES, AveragedWeights
 from nas_mnist.training.evaluation import evaluate, recalibrate
 from nas_mnist.training.optimizers import one_cycle
 from nas_mnist.training.recipe import Recipe
+from nas_mnist.training.self_check import is_trusted
 from nas_mnist.training.steps import Steps, make_steps
 
 
@@ -54,7 +55,8 @@ def train(
     n_steps = n_batches(len(train_images), recipe)
     rates = one_cycle(recipe.learning_rate, recipe.epochs * n_steps, recipe.warmup_fraction)
     averaged = AveragedWeights(network)
-    steps = make_steps(network, recipe, train_images, generator, rates)
+    known_rates = rates if is_trusted(device) else None
+    steps = make_steps(network, recipe, train_images, generator, known_rates)
     for number in range(1, recipe.epochs + 1):
         start = time.perf_counter()
         own_rates = rates[(number - 1) * n_steps : number * n_steps]

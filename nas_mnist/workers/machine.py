@@ -1,5 +1,6 @@
 """What this machine has for workers, or what a container is given of it: processors and memory."""
 
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import psutil
 from loky import cpu_count
 
 WORKER_BYTES = 900_000_000  # PyTorch, the images and the maps of a batch
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 MEMBERSHIP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -24,6 +26,32 @@ def free_bytes() -> int:
     """What processes that are started now can get: free memory, or what control groups leave beside this process."""
     own = psutil.Process().memory_info().rss
     return min([psutil.virtual_memory().available, *(limit - own for limit in _group_limits())])
+
+
+def memory_limit() -> int | None:
+    """Bytes that a container is given; none if it has all of the machine's."""
+    limit = min(_group_limits(), default=None)
+    return limit if limit is not None and limit < psutil.virtual_memory().total else None
+
+
+def processor() -> str:
+    """As its maker calls it."""
+    if (path := Path("/proc/cpuinfo")).exists():
+        names = (
+            line.split(":", 1)[1].strip() for line in path.read_text().splitlines() if line.startswith("model name")
+        )
+        return next(names, platform.machine())
+    return platform.processor() or platform.machine()
+
+
+def cache_sizes(folder: Path = CACHES) -> dict[str, str]:
+    """Those of a core for data, nearest first, as Linux writes them: {"L1": "32K", "L2": "1024K"}."""
+    found = {}
+    for path in sorted(folder.glob("index*")):
+        level, kind, size = ((path / name).read_text().strip() for name in ("level", "type", "size"))
+        if kind != "Instruction":
+            found[f"L{level}"] = size
+    return found
 
 
 def _group_limits() -> Iterator[int]:
