@@ -255,6 +255,7 @@ def test_feature_maps_follow_the_theme(opened):
 
 
 def test_digit_can_be_drawn_with_the_keyboard_alone(opened):
+    opened.keyboard.press("Tab")  # the link of the head, then the pad
     opened.keyboard.press("Tab")
     assert opened.evaluate("document.activeElement.id") == "pad"
     for key in ["ArrowUp"] * 8 + [" "] + ["ArrowDown"] * 16 + [" "]:
