@@ -1,4 +1,4 @@
-"""The C against PyTorch and onnxruntime, whole: `make proof`, reckoned forty minutes on one core; `--images N` for fewer.
+"""The C against PyTorch and onnxruntime, whole: `make proof`, reckoned forty minutes on a core; `--images N` for fewer.
 
 Under both compilers' sanitizers: all test images for the canonical solution and the ten reference systems, and every
 tenth as many for 50 random networks of the search space. A part by name, to go on: `proof.py lite-m4 random`.
