@@ -24,6 +24,12 @@ from nas_mnist.cli.options import (
 from nas_mnist.errors import DeviceError
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
 
+BUDGETS = {  # of `frontier`, for what they can be of; of RAM, the sizes that processors come in
+    "params": (500, 1000, 2000, 4000, 8000),
+    "macs": (100_000, 200_000, 400_000, 800_000, 1_600_000),
+    "ram": (4096, 8192, 16_384, 32_768),
+}
+
 
 def add_search(commands) -> None:
     parser = add_command(
@@ -180,13 +186,14 @@ def add_frontier(commands) -> None:
     parser.add_argument(
         "--budgets",
         type=_budgets,
-        default=(500, 1000, 2000, 4000, 8000),
         metavar="N[,N…]",
-        help="a network has fewer parameters (default: 500,1000,2000,4000,8000)",
+        help="a network has fewer parameters, or at most so much of what --over names (default: "
+        + "; ".join(f"{over} {','.join(map(str, budgets))}" for over, budgets in BUDGETS.items())
+        + ")",
     )
     parser.add_argument(
         "--over",
-        choices=("params", "macs", "ram"),
+        choices=tuple(BUDGETS),
         default="params",
         help="budgets of parameters, or at most so many multiply-adds or bytes of RAM in int8 (default: %(default)s)",
     )
@@ -233,7 +240,7 @@ def _frontier(arguments) -> int:
     settings = frontier.FrontierSettings(
         search.SearchSettings(**common, n_trials=arguments.trials, epochs=arguments.epochs),
         confirm.ConfirmSettings(**common, top=arguments.top, n_folds=arguments.folds),
-        arguments.budgets,
+        arguments.budgets or BUDGETS[arguments.over],
         arguments.over,
     )
     workers = workers_of(arguments)

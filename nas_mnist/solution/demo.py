@@ -1,7 +1,7 @@
 """The solution as one page for a browser: draw a digit, and see what the network makes of it.
 
-The page is `demo.html` with the layers, their weights, and the test images the network gets wrong put in as JSON. It
-needs no server and loads nothing; its policy forbids it to.
+The page is `demo.html` with the layers, their weights, the test images the network gets wrong, and what its C takes on
+a microcontroller put in as JSON. It needs no server and loads nothing; its policy forbids it to.
 """
 
 import base64
@@ -56,6 +56,7 @@ def page(
         **asdict(test_images.normalisation),
         "layers": layers(network),
         "wrong": _wrong(test_images, predictions),
+        "microcontroller": {"accuracy": record["int8"]["test_accuracy"], "c": record.get("c")},
     }
     content = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
     return _TEMPLATE.read_text(encoding="utf-8").replace(_PLACE, content.replace("<", "\\u003c"))

@@ -1,8 +1,11 @@
 """A trained network at rest: convolutions with a bias, rectified or not, and pools; the norms are folded into them.
 
-A norm before the activation goes into the convolution before it. A norm behind the activation goes into the next
-convolution: a mean lets it pass, a max-pool too where its factors are positive. A convolution with padding cannot take
-it, as its padding is 0 behind the norm and not before: there the norm becomes a depthwise 1×1 convolution.
+A norm before the activation goes into the convolution before it. Of a norm behind the activation the size of the
+factors goes there, too, through the ReLU: so the channels of a map are of one size, as int8 needs it, which has one
+scale for all of them (M. Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, 2019,
+arXiv 1906.04721). Signs and shifts go into the next convolution: a mean lets them pass, a max-pool too where no sign is
+negative. A convolution with padding cannot take them, as its padding is 0 behind the norm and not before: there they
+become a depthwise 1×1 convolution.
 """
 
 from collections.abc import Mapping
@@ -73,9 +76,11 @@ def fold(network: Network) -> list[FoldedStep]:
         if isinstance(step, Pool):
             steps.append(step)
             continue
-        norm = read_norm(step, state)
-        steps.append(_fold(step, state, pending, norm if architecture.norm_first else None))
-        pending = None if architecture.norm_first else norm
+        behind, rest = read_norm(step, state), None
+        if behind and not architecture.norm_first:
+            behind, rest = _split(behind)
+        steps.append(_fold(step, state, pending, behind))
+        pending = rest
     if pending:
         steps.append(_as_convolution(pending, 1))
     return steps
@@ -101,6 +106,12 @@ def read_norm(step: Convolution, state: Mapping[str, Tensor]) -> Norm | None:
     )
     scale = weight / np.sqrt(var + NORM_EPS)
     return Norm(step.norm, scale, bias - mean * scale)
+
+
+def _split(norm: Norm) -> tuple[Norm, Norm]:
+    """A norm behind a ReLU as one before it, of the factors' size, and one behind it, of their signs and the shifts."""
+    size, sign = np.abs(norm.scale), np.where(norm.scale < 0, -1.0, 1.0)
+    return Norm(norm.name, size, np.zeros_like(size)), Norm(norm.name, sign, norm.shift)
 
 
 def _fold(

@@ -471,6 +471,8 @@ def retrained_values(retrained: "Retrained") -> dict[str, Any]:
 
 # --- frontier --------------------------------------------------------------------------------------------------------
 
+SIZE_KEYS = {"params": "n_parameters", "macs": "n_macs", "ram": "ram"}  # as `describe --json` calls them
+
 
 def frontier_table(points: Iterable["Best"], dataset: Dataset = MNIST) -> Table:
     """The best confirmed network under each budget, beside the best published under it, on MNIST's test set."""
@@ -493,7 +495,10 @@ def frontier_table(points: Iterable["Best"], dataset: Dataset = MNIST) -> Table:
 
 def frontier_values(points: Iterable["Best"]) -> list[dict[str, Any]]:
     """The same as plain values for JSON; accuracies as fractions."""
-    return [{f"max_{p.over}": p.budget, "study": p.study_name, **p.confirmed.to_dict()} for p in points]
+    return [
+        {f"max_{p.over}": p.budget, "study": p.study_name, **p.confirmed.to_dict(), SIZE_KEYS[p.over]: p.size}
+        for p in points
+    ]
 
 
 def _frontier_heads(over: str) -> tuple[str, str, str, str]:

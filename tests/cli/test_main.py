@@ -13,8 +13,9 @@ import raw_files
 from PIL import Image
 
 from nas_mnist.cli import main as cli
+from nas_mnist.cli.search import BUDGETS
 from nas_mnist.data.datasets import DATASETS
-from nas_mnist.study import studies
+from nas_mnist.study import space, studies
 from nas_mnist.study.records import TrialCounts
 from nas_mnist.study.storage import Storage
 
@@ -85,8 +86,10 @@ BAD = [
     ("search --max-params 0", "--max-params"),
     ("search --max-params 50", "or more (--max-params)"),
     ("frontier --budgets 50", "or more\n"),
+    ("search --max-macs 14849", "the smallest network of the space takes 14,850: allow as many or more (--max-macs)"),
+    ("search --max-ram 2135", "the smallest network of the space takes 2,136: allow as many or more (--max-ram)"),
+    ("search --max-ram 0", "argument --max-ram: must be at least 1, not 0"),
     ("search --train-images 50001", "not 50,001 (--train-images)"),
-    ("search --max-ram 10", "as many or more (--max-ram)"),
     ("search --workers 0", "argument --workers: must be at least 1, not 0"),
     ("search --workers 100000", "make no sense"),
     ("search --devices cuda:9", "device must be one of"),
@@ -94,6 +97,9 @@ BAD = [
     ("search --devices ,", "argument --devices: must be one or several, with commas between them, not ','"),
     ("confirm --devices ''", "argument --devices: must be one or several, with commas between them, not ''"),
     ("frontier --budgets ,", "argument --budgets: must be one or several, with commas between them, not ','"),
+    ("frontier --over ram --budgets 2000,8000", "a budget of 2,000 bytes of RAM cannot be met; the smallest"),
+    ("frontier --over macs --budgets 500", "a budget of 500 multiply-adds cannot be met; the smallest"),
+    ("frontier --over flash", "argument --over: invalid choice: 'flash' (choose from 'params', 'macs', 'ram')"),
     ("search --optimizer lion", "invalid choice"),
     ("search --dataset cifar10", "argument --dataset: invalid choice: 'cifar10' (choose from"),
     ("baselines --train-images 60001", "2 to 50,000"),
@@ -134,6 +140,12 @@ def test_bad_input_is_one_line_on_stderr_with_exit_code_2_and_nothing_written(li
     assert message in err and err.count("\n") == 1
     assert "secret" not in err
     assert list(in_tmp.iterdir()) == []
+
+
+def test_usual_budgets_of_a_frontier_can_be_met_whatever_they_are_of():
+    assert min(BUDGETS["params"]) > space.smallest_count()
+    assert min(BUDGETS["macs"]) >= space.smallest(lambda architecture: architecture.n_macs)
+    assert min(BUDGETS["ram"]) >= space.smallest(lambda architecture: architecture.ram)
 
 
 def test_search_prints_a_line_a_trial_and_a_summary(searched):

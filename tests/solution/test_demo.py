@@ -85,7 +85,7 @@ def random_network(architecture, seed):
 
 
 def page_of(network, test_images, predictions=None, **record):
-    plain = dict.fromkeys(demo.FACTS, 0) | {"architecture": str(network.architecture)}
+    plain = dict.fromkeys(demo.FACTS, 0) | {"architecture": str(network.architecture), "int8": {"test_accuracy": 0}}
     predictions = test_images.labels if predictions is None else predictions
     return demo.page(network, plain | {"diverged_seeds": [], "runs": [None]} | record, MNIST, test_images, predictions)
 
@@ -254,6 +254,7 @@ def test_feature_maps_follow_the_theme(opened):
 
 
 def test_digit_can_be_drawn_with_the_keyboard_alone(opened):
+    opened.keyboard.press("Tab")  # the link of the head, then the pad
     opened.keyboard.press("Tab")
     assert opened.evaluate("document.activeElement.id") == "pad"
     for key in ["ArrowUp"] * 8 + [" "] + ["ArrowDown"] * 16 + [" "]:
@@ -358,6 +359,38 @@ def test_head_gives_mean_and_spread_and_tells_of_what_went_wrong(page, tmp_path,
     head = page.locator("#facts").inner_text()
     for part in ("Mean of 4 seeds", "99.53 ± 0.09 %", "this is seed 1; 1 more diverged", "of 60,000 training images"):
         assert part in head
+
+
+def open_with_c(page, tmp_path, test_images, **record):
+    network = random_network(ZOO["lite-m2"].architecture, seed=0)
+    text = page_of(network, test_images, test_accuracy=0.9855, int8={"test_accuracy": 0.9859}, **record)
+    (tmp_path / "demo.html").write_text(text, encoding="utf-8")
+    page.goto((tmp_path / "demo.html").as_uri())
+    page.locator("#facts").get_by_role("link", name="on a microcontroller").click()
+    assert page.locator("#microcontroller").bounding_box()["y"] < page.viewport_size["height"]
+    assert page.complaints == []
+    return page.locator("#microcontroller")
+
+
+def test_page_tells_what_the_c_takes_on_each_processor_in_each_arithmetic(page, tmp_path, test_images):
+    sizes = {"board": "Cortex-M4", "flash": 13494, "ram": 32912, "instructions": 11759320}
+    boards = [sizes | {"function": "model_int8"}, sizes | {"function": "model_float", "flash": 33424}]
+    c = {"n_images": 100, "tools": ["gcc 12", "QEMU 7"], "boards": boards}
+    card = open_with_c(page, tmp_path, test_images, c=c)
+    assert [row.split("\t") for row in card.locator("tr").all_inner_texts()] == [
+        ["Processor", "Flash, bytes", "RAM, bytes", "Instructions", "Accuracy"],
+        ["Cortex-M4, int8", "13,494", "32,912", "11,759,320", "98.59 %"],
+        ["Cortex-M4, float", "33,424", "32,912", "11,759,320", "98.55 %"],
+    ]
+    assert "100 test images in QEMU" in card.inner_text() and "gcc 12; QEMU 7." in card.inner_text()
+
+
+def test_page_without_measurements_tells_the_int8_accuracy_alone(page, tmp_path, test_images):
+    card = open_with_c(page, tmp_path, test_images)
+    assert "98.59 % of the test images" in card.inner_text() and "nas-mnist export --c" in card.inner_text()
+    card = open_with_c(page, tmp_path, test_images, c={"not_measured": "without QEMU", "boards": []})
+    assert "C99" in card.inner_text() and "nas-mnist export" not in card.inner_text()
+    assert not card.locator("table").is_visible() and "QEMU" not in card.inner_text()
 
 
 def test_policy_lets_nothing_leave_the_page(page, solution):

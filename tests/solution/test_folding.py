@@ -56,3 +56,19 @@ def test_norm_with_a_negative_factor_stays_before_a_max_pool():
     assert [getattr(step, "name", "pool") for step in fold(network)][:3] == ["conv1", "norm1", "pool"]
     network[0][1].norm.weight.data.abs_()
     assert [getattr(step, "name", "pool") for step in fold(network)][:3] == ["conv1", "pool", "conv2"]
+
+
+@pytest.mark.parametrize("order", ["", " | act-norm"])
+def test_size_of_a_channel_before_its_norm_is_none_of_the_folded_network(order):
+    network, rescaled = shaken("c4 d6 G c10k1-" + order), shaken("c4 d6 G c10k1-" + order)
+    state = rescaled.state_dict()
+    for name in ("0.0", "1.0", "1.2"):  # what follows each is its norm
+        norm = f"{name[:2]}{int(name[2]) + 1}.norm"
+        sizes = 10 ** torch.linspace(0, 3, len(state[f"{name}.weight"]))  # up, so that the norm's epsilon is nothing
+        state[f"{name}.weight"] *= sizes[:, None, None, None]
+        state[f"{norm}.running_mean"] *= sizes
+        state[f"{norm}.running_var"] *= sizes**2
+    for ours, theirs in zip(fold(network), fold(rescaled), strict=True):
+        if isinstance(ours, FoldedConvolution):
+            np.testing.assert_allclose(ours.weight, theirs.weight, rtol=1e-4)
+            np.testing.assert_allclose(ours.bias, theirs.bias, rtol=1e-3, atol=1e-4)

@@ -5,11 +5,12 @@ import pytest
 
 from nas_mnist.data.datasets import DATASETS
 from nas_mnist.errors import BudgetError, DataError
+from nas_mnist.model.architecture import parse
 from nas_mnist.stages import frontier
 from nas_mnist.stages.confirm import Confirmed, ConfirmSettings
 from nas_mnist.stages.frontier import Best, FrontierSettings
 from nas_mnist.stages.search import SearchSettings
-from nas_mnist.study import studies
+from nas_mnist.study import space, studies
 from nas_mnist.study.storage import Storage
 from nas_mnist.views import tables
 from nas_mnist.workers.events import Worker
@@ -59,6 +60,30 @@ def test_the_best_of_a_budget_are_tried_under_the_next_smaller(settings):
     assert small.user_attrs["n_parameters"] < 1000 <= large.user_attrs["n_parameters"] < 2000
 
 
+@pytest.mark.parametrize(
+    ("over", "key", "budgets"), [("macs", "n_macs", (80_000, 40_000)), ("ram", "ram", (8192, 4096))]
+)
+def test_budgets_can_be_of_multiply_adds_or_of_ram(over, key, budgets, settings):
+    settings = replace(settings, search=replace(settings.search, warm_start=False), budgets=budgets, over=over)
+    points = frontier.frontier(settings, [Worker(0, "cpu")], lambda stage: nullcontext(lambda worker, event: None))
+    assert [point.budget for point in points] == sorted(budgets)
+    for point, values in zip(points, tables.frontier_values(points), strict=True):
+        architecture = parse(point.confirmed.architecture)
+        assert {"macs": architecture.n_macs, "ram": architecture.ram}[over] == point.size <= point.budget
+        assert (values[f"max_{over}"], values[key]) == (point.budget, point.size)
+    small, large = (studies.identity_of(settings.search.storage, f"nas-mnist-{over}-{n}") for n in sorted(budgets))
+    assert (small[f"max_{over}"], large[f"max_{over}"]) == tuple(sorted(budgets))
+    assert small["max_params"] == large["max_params"] == 8000
+    trial = studies.load(settings.search.storage.open(), f"nas-mnist-{over}-{min(budgets)}").get_trials()[0]
+    assert (
+        trial.user_attrs["reference"] == f"trial {points[1].confirmed.trial} of study nas-mnist-{over}-{max(budgets)}"
+    )
+    headers = [column.header for column in tables.frontier_table(points).columns]
+    assert headers[0] == "at most" and over in headers and "published, test" not in headers
+    axes = tables.frontier_figure(points).axes[0]
+    assert axes.get_xlabel() == frontier.SIZES[over] and len(axes.get_legend_handles_labels()[1]) == 1
+
+
 def test_study_of_one_of_the_budgets_is_reused(settings):
     opened = settings.search.storage.open(create=True)
     identity = {"max_params": 400}
@@ -76,6 +101,15 @@ def test_small_network_also_competes_under_a_larger_budget():
 def test_budget_that_cannot_be_met_is_refused_before_anything_is_written(settings):
     with pytest.raises(BudgetError, match="fewer than 20 parameters"):
         frontier.frontier(replace(settings, budgets=(400, 20)), [Worker(0, "cpu")], None)
+    assert not settings.search.storage.path.exists()
+
+
+@pytest.mark.parametrize(("over", "what"), [("macs", "multiply-adds"), ("ram", "bytes of RAM")])
+def test_smallest_reachable_is_named_where_a_budget_of_it_cannot_be_met(over, what, settings):
+    smallest = space.smallest(lambda a: {"macs": a.n_macs, "ram": a.ram}[over])
+    settings = replace(settings, budgets=(50_000, smallest - 1), over=over)
+    with pytest.raises(BudgetError, match=rf"{smallest - 1:,} {what} cannot be met; .* takes {smallest:,}:"):
+        frontier.frontier(settings, [Worker(0, "cpu")], None)
     assert not settings.search.storage.path.exists()
 
 
