@@ -27,12 +27,17 @@ def convolve(x, weights, out, stride, padding, depthwise, transposed):
     k = weights.shape[2]
     packed, size = pack(weights, n_out, depthwise, transposed)
     taps, n_taps = np.empty((out_w, k * k, 2), np.int64), np.empty(out_w, np.int64)
+    inner = -1  # a row whose taps all meet the map: with a stride of 1 they are those of all such rows
     for r in range(out_h):
-        for s in range(out_w):
-            n_taps[s] = _find_taps(taps[s], k, r, s, x.shape, stride, padding, transposed)
+        is_inner = stride == 1 and _is_inner(r, k, x.shape[1], padding, transposed)
+        if not is_inner or inner < 0:
+            inner = r if is_inner else -1
+            for s in range(out_w):
+                n_taps[s] = _find_taps(taps[s], k, r, s, x.shape, stride, padding, transposed)
+        shift = 4 * (r - inner) * x.shape[2] * n if is_inner else 0
         for g in range(len(packed)):  # outside the columns, so that what neighbours share stays in the nearest cache
             n_outputs = min(size, n_out - g * size)
-            source = x[g * depthwise].ctypes.data
+            source = x[g * depthwise].ctypes.data + shift
             _convolve_row(
                 source, x.shape[1] * x.shape[2] * n, 1 if depthwise else len(x), taps, n_taps, packed[g].ctypes.data,
                 out, g * size, n_outputs, r, depthwise,
@@ -99,6 +104,13 @@ def _find_taps(taps, k, r, s, shape, stride, padding, transposed):
                 taps[n_taps, 0], taps[n_taps, 1] = (i * w + j) * n, u * k + v
                 n_taps += 1
     return n_taps
+
+
+@kernel
+def _is_inner(r, k, h, padding, transposed):
+    """Whether every row of taps reads a row of the map for output row `r`, with a stride of 1."""
+    first, last = _meet(r, 0, h, 1, padding, transposed), _meet(r, k - 1, h, 1, padding, transposed)
+    return first >= 0 and last >= 0
 
 
 @kernel

@@ -25,12 +25,11 @@ def stream(seed, step, layer):
 
 
 @kernel
-def draw_mask(mask, valid, rate, key):
-    """Fill (C, N) with 0, or 1 / (1 − rate); with 0 where `valid` (N,) is."""
-    n_channels, n = mask.shape
-    for c in range(n_channels):
-        for i in range(n):
-            mask[c, i] = _draw(key, c * n + i, rate) * valid[i]
+def draw_mask(mask, valid, rate, key, channel):
+    """Fill the channel's row (N,) with 0, or 1 / (1 − rate); with 0 where `valid` (N,) is."""
+    n = len(mask)
+    for i in range(n):
+        mask[i] = _draw(key, channel * n + i, rate) * valid[i]
 
 
 @kernel

@@ -37,14 +37,14 @@ class Mode(IntEnum):
 
 # Columns of the instructions. X and Y are maps (C, H, W, N) and (C', H', W', N), GX and GY their gradients: offsets in
 # the arena, as WEIGHT, BIAS (−1: none) and SCRATCH are. ACTIVATION is a row of the other table, LAYER a dropout's
-# number.
+# number. SWEEP: so many instructions from here on are done for one channel, then for the next; 0: for all at once.
 COLUMNS = (
     "op", "activation", "x", "y", "gx", "gy", "channels", "height", "width", "out_channels", "out_height", "out_width",
-    "kernel", "stride", "padding", "depthwise", "weight", "bias", "scratch", "layer",
+    "kernel", "stride", "padding", "depthwise", "weight", "bias", "scratch", "layer", "sweep",
 )  # fmt: skip
 (
     OP, ACTIVATION, X, Y, GX, GY, CHANNELS, HEIGHT, WIDTH, OUT_CHANNELS, OUT_HEIGHT, OUT_WIDTH,
-    KERNEL, STRIDE, PADDING, DEPTHWISE, WEIGHT, BIAS, SCRATCH, LAYER,
+    KERNEL, STRIDE, PADDING, DEPTHWISE, WEIGHT, BIAS, SCRATCH, LAYER, SWEEP,
 ) = range(len(COLUMNS))  # fmt: skip
 
 # Columns of the activations. Norm comes first, or the ReLU; GAMMA, BETA and the running statistics are a norm's.

@@ -22,6 +22,7 @@ class Settings(NamedTuple):
     n_padded: int  # the batch as it lies in memory
     valid: int  # offset in the arena of (N,): 1 for an image, 0 for padding
     gradients: int  # a parameter's gradient is so many numbers behind it
+    planes: int  # from this offset on, a map has room for one channel alone
     gain: float  # of pixels, 0 to 255
     offset: float
     eps: float
@@ -52,98 +53,119 @@ def run(table, activations, arena, pixels, labels, chosen, matrices, rates, sett
         valid[: len(batch)], valid[len(batch) :] = 1, 0
         targets = labels[batch]
         transforms = matrices[start : start + settings.batch_size]
-        for i in range(len(table)):
-            _execute(
-                table[i], activations, arena, pixels, batch, targets, transforms, rates[step], settings, seed,
-                first_step + step, step, results, valid,
-            )  # fmt: skip
+        state = State(batch, targets, transforms, rates[step], seed, first_step + step, step, valid)
+        i = 0
+        while i < len(table):
+            n = table[i, instructions.SWEEP]
+            if n == 0:
+                _execute(table[i], activations, arena, pixels, settings, results, state, 0, 0)
+            else:
+                for channel in range(table[i, instructions.OUT_CHANNELS]):
+                    for k in range(i, i + n):
+                        _execute(table[k], activations, arena, pixels, settings, results, state, channel, 1)
+            i += max(n, 1)
+
+
+class State(NamedTuple):
+    """What holds for one step."""
+
+    images: np.ndarray  # (B,) of the pixels
+    labels: np.ndarray  # (B,)
+    matrices: np.ndarray  # (B, 2, 3)
+    rate: float
+    seed: int
+    number: int  # of the step, since the first of the training
+    row: int  # of the results
+    valid: np.ndarray  # (N,)
 
 
 @kernel
-def _execute(
-    row, activations, arena, pixels, batch, targets, transforms, rate, settings, seed, n_steps, step, results, valid
-):  # fmt: skip
-    """One instruction of one step."""
-    op, n = row[instructions.OP], settings.n_padded
+def _execute(row, activations, arena, pixels, settings, results, state, first, count):
+    """One instruction of one step, for `count` channels from the `first` on; for all of them if that is 0."""
+    op = row[instructions.OP]
     if op >= Op.SGD:
-        _optimize(row, arena, settings, rate, n_steps + 1)
+        _optimize(row, arena, settings, state.rate, state.number + 1)
         return
-    x, y = _input(row, instructions.X, arena, n), _output(row, instructions.Y, arena, n)
+    x = _input(row, instructions.X, arena, settings, first, count)
+    y = _output(row, instructions.Y, arena, settings, first, count)
     activation = _activation(activations, row[instructions.ACTIVATION], arena, settings)
-    key = dropout.stream(seed, n_steps, row[instructions.LAYER])
+    key = dropout.stream(state.seed, state.number, row[instructions.LAYER])
     if op >= Op.GLOBAL_POOL_BACKWARD:
-        _go_back(row, arena, x, activation, len(batch), settings, valid, key)
+        _go_back(row, arena, x, activation, settings, state, key, first, count)
     elif op == Op.AUGMENT:
         gain, offset = np.float32(settings.gain), np.float32(settings.offset)
-        affine(pixels, batch, transforms, gain, offset, y[0])
+        affine(pixels, state.images, state.matrices, gain, offset, y[0])
     elif op == Op.CONVOLVE:
-        _convolve(row, arena, x, y)
+        _convolve(row, arena, x, y, first, count)
     elif op == Op.MEASURE:
-        _measure(activations[row[instructions.ACTIVATION]], activation, y, len(batch), settings, valid, n_steps, key)
+        drops = activations[row[instructions.ACTIVATION], instructions.DROPS] != 0
+        _measure(activation, y, settings, state, key, drops, first)
     elif op == Op.ACTIVATE:
-        norm_relu.activate(x, activation, y)
+        norm_relu.activate(x, activation, first, y)
     elif op == Op.ACTIVATE_POOL:
-        norm_relu.activate_pool(x, activation, y)
+        norm_relu.activate_pool(x, activation, first, y)
     elif op == Op.DROP_ELEMENTS:
         dropout.drop_elements(x, y, settings.dropout, key)
     elif op == Op.GLOBAL_POOL:
         pool.global_pool(x, y)
     elif op == Op.LOSS:
-        grad = _input(row, instructions.GX, arena, n)
-        total, n_correct = loss.cross_entropy(x[:, 0, 0], targets, settings.smoothing, grad[:, 0, 0])
-        results.losses[step], results.n_correct[step] = total, n_correct
+        grad = _input(row, instructions.GX, arena, settings, first, count)
+        total, n_correct = loss.cross_entropy(x[:, 0, 0], state.labels, settings.smoothing, grad[:, 0, 0])
+        results.losses[state.row], results.n_correct[state.row] = total, n_correct
 
 
 @kernel
-def _go_back(row, arena, x, activation, n_images, settings, valid, key):
+def _go_back(row, arena, x, activation, settings, state, key, first, count):
     """The gradient of one operation: of its input from that of its output, or of its weights."""
-    op, n = row[instructions.OP], settings.n_padded
-    gx, gy = _input(row, instructions.GX, arena, n), _output(row, instructions.GY, arena, n)
+    op, n_images = row[instructions.OP], len(state.images)
+    gx = _input(row, instructions.GX, arena, settings, first, count)
+    gy = _output(row, instructions.GY, arena, settings, first, count)
     stride, padding, depthwise = row[instructions.STRIDE], row[instructions.PADDING], row[instructions.DEPTHWISE]
     if op == Op.GLOBAL_POOL_BACKWARD:
         pool.global_pool_backward(gy, gx)
     elif op == Op.DROP_ELEMENTS_BACKWARD:
         dropout.drop_elements(gy, gx, settings.dropout, key)
     elif op == Op.ACTIVATE_POOL_BACKWARD:
-        norm_relu.activate_pool_backward(x, gy, activation, valid, n_images, gx)
+        norm_relu.activate_pool_backward(x, gy, activation, first, state.valid, n_images, gx)
     elif op == Op.ACTIVATE_BACKWARD:
-        norm_relu.activate_backward(x, gy, activation, valid, n_images, gx)
+        norm_relu.activate_backward(x, gy, activation, first, state.valid, n_images, gx)
     elif op == Op.WEIGHT_GRADIENT:
-        grad_weight = _weights(row, arena, settings.gradients)
+        grad_weight = _weights(row, arena, settings.gradients, first, count)
         frame = arena[row[instructions.SCRATCH] :]
         convolution.weight_gradient(x, gy, grad_weight, stride, padding, depthwise, frame)
         if row[instructions.BIAS] >= 0:
-            start = row[instructions.BIAS] + settings.gradients
-            convolution.bias_gradient(gy, arena[start : start + row[instructions.OUT_CHANNELS]])
+            start = row[instructions.BIAS] + settings.gradients + first
+            convolution.bias_gradient(gy, arena[start : start + len(gy)])
     elif op == Op.INPUT_GRADIENT:
-        convolution.convolve(gy, _weights(row, arena, 0), gx, stride, padding, depthwise, True)
+        weights = _weights(row, arena, 0, first, count)
+        convolution.convolve(gy, weights, gx, stride, padding, depthwise, True)
 
 
 @kernel
-def _convolve(row, arena, x, y):
+def _convolve(row, arena, x, y, first, count):
     stride, padding, depthwise = row[instructions.STRIDE], row[instructions.PADDING], row[instructions.DEPTHWISE]
-    convolution.convolve(x, _weights(row, arena, 0), y, stride, padding, depthwise, False)
+    convolution.convolve(x, _weights(row, arena, 0, first, count), y, stride, padding, depthwise, False)
     if row[instructions.BIAS] >= 0:
-        start = row[instructions.BIAS]
+        start = row[instructions.BIAS] + first
         convolution.add_bias(y, arena[start : start + len(y)])
 
 
 @kernel
-def _measure(row, activation, y, n_images, settings, valid, n_steps, key):
+def _measure(activation, y, settings, state, key, drops, first):
     """What the map is scaled and shifted by: dropout's masks, and batch norm's statistics."""
-    mask = activation.rows[MASK]
-    if row[instructions.DROPS] and settings.mode == Mode.TRAIN:
-        dropout.draw_mask(mask, valid, settings.dropout, key)
-    else:
-        for c in range(len(mask)):
-            mask[c] = valid
-    if not activation.has_norm:
-        norm_relu.set_mask(activation)
-    elif settings.mode == Mode.EVALUATE:
-        norm_relu.use_running(activation, settings.eps)
-    else:
-        momentum = settings.norm_momentum if settings.mode == Mode.TRAIN else 1 / (n_steps + 1)
-        norm_relu.measure(y, activation, valid, n_images, momentum, settings.eps)
+    momentum = settings.norm_momentum if settings.mode == Mode.TRAIN else 1 / (state.number + 1)
+    for i in range(len(y)):
+        c = first + i
+        if drops and settings.mode == Mode.TRAIN:
+            dropout.draw_mask(activation.rows[MASK, c], state.valid, settings.dropout, key, c)
+        else:
+            activation.rows[MASK, c] = state.valid
+        if not activation.has_norm:
+            norm_relu.set_mask(activation, c)
+        elif settings.mode == Mode.EVALUATE:
+            norm_relu.use_running(activation, c, settings.eps)
+        else:
+            norm_relu.measure(y[i], activation, c, state.valid, len(state.images), momentum, settings.eps)
 
 
 @kernel
@@ -170,24 +192,32 @@ def _optimize(row, arena, settings, rate, n_steps):
 
 
 @kernel
-def _input(row, column, arena, n):
-    """The map (C, H, W, N) that an instruction reads, or its gradient."""
+def _input(row, column, arena, settings, first, count):
+    """The map (C, H, W, N) that an instruction reads, or its gradient; C is the count, if there is one."""
     c, h, w = row[instructions.CHANNELS], row[instructions.HEIGHT], row[instructions.WIDTH]
-    return arena[row[column] : row[column] + c * h * w * n].reshape(c, h, w, n)
+    return _map(arena, row[column], count or c, h, w, settings, first)
 
 
 @kernel
-def _output(row, column, arena, n):
+def _output(row, column, arena, settings, first, count):
     c, h, w = row[instructions.OUT_CHANNELS], row[instructions.OUT_HEIGHT], row[instructions.OUT_WIDTH]
-    return arena[row[column] : row[column] + c * h * w * n].reshape(c, h, w, n)
+    return _map(arena, row[column], count or c, h, w, settings, first)
 
 
 @kernel
-def _weights(row, arena, behind):
+def _map(arena, start, c, h, w, settings, first):
+    plane = h * w * settings.n_padded
+    if start < settings.planes:
+        start += first * plane
+    return arena[start : start + c * plane].reshape(c, h, w, settings.n_padded)
+
+
+@kernel
+def _weights(row, arena, behind, first, count):
     """A convolution's weights (C', C, K, K), or what is so many numbers behind them."""
-    c, k, n_out = row[instructions.CHANNELS], row[instructions.KERNEL], row[instructions.OUT_CHANNELS]
-    n_in = 1 if row[instructions.DEPTHWISE] else c
-    start = row[instructions.WEIGHT] + behind
+    c, k = row[instructions.CHANNELS], row[instructions.KERNEL]
+    n_in, n_out = 1 if row[instructions.DEPTHWISE] else c, count or row[instructions.OUT_CHANNELS]
+    start = row[instructions.WEIGHT] + behind + first * n_in * k * k
     return arena[start : start + n_out * n_in * k * k].reshape(n_out, n_in, k, k)
 
 

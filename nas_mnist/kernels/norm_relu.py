@@ -36,44 +36,34 @@ class Activation(NamedTuple):
 
 
 @kernel
-def activate(x, activation, y):
-    """Maps x → y, both (C, H, W, N)."""
-    _, h, w, n = x.shape
-    for c in range(len(x)):
-        activate_plane(x[c].ctypes.data, h * w, n, activation, c, y[c].ctypes.data)
-
-
-@kernel
-def activate_plane(x, n_pixels, n, activation, c, y):
-    """Pixels (n_pixels, N) of channel `c`, at addresses."""
+def activate(x, activation, first, y):
+    """Maps x → y, both (C, H, W, N); channels are counted from the `first`."""
     rows = activation.rows
-    _activate(
-        x, y, n_pixels, n, rows[SCALE, c].ctypes.data, rows[SHIFT, c].ctypes.data, activation.low, activation.high
-    )  # fmt: skip
+    _, h, w, n = x.shape
+    for i in range(len(x)):
+        c = first + i
+        _activate(
+            x[i].ctypes.data, y[i].ctypes.data, h * w, n, rows[SCALE, c].ctypes.data, rows[SHIFT, c].ctypes.data,
+            activation.low, activation.high,
+        )  # fmt: skip
 
 
 @kernel
-def activate_pool(x, activation, y):
+def activate_pool(x, activation, first, y):
     """With a 2×2 max-pool, an odd last row or column dropped: (C, H, W, N) → (C, H // 2, W // 2, N)."""
     rows = activation.rows
     _, h, w, n = y.shape
-    for c in range(len(x)):
+    for i in range(len(x)):
+        c = first + i
         _activate_pool(
-            x[c].ctypes.data, y[c].ctypes.data, h, w, x.shape[2] * n, n, rows[SCALE, c].ctypes.data,
+            x[i].ctypes.data, y[i].ctypes.data, h, w, x.shape[2] * n, n, rows[SCALE, c].ctypes.data,
             rows[SHIFT, c].ctypes.data, activation.low, activation.high,
         )  # fmt: skip
 
 
 @kernel
-def measure(x, activation, valid, n_images, momentum, eps):
-    """Batch norm's statistics of a map: those of the batch, and their part in the running ones."""
-    for c in range(len(x)):
-        measure_channel(x[c], activation, c, valid, n_images, momentum, eps)
-
-
-@kernel
-def measure_channel(plane, activation, c, valid, n_images, momentum, eps):
-    """The same for one channel (H, W, N)."""
+def measure(plane, activation, c, valid, n_images, momentum, eps):
+    """Batch norm's statistics of a channel's plane (H, W, N): the batch's, and their part in the running ones."""
     h, w, n = plane.shape
     pivot = max(plane[0, 0, 0], activation.low)
     sums = np.zeros((2, STEP), np.float32)
@@ -109,31 +99,30 @@ def normalise(activation, c, mean, variance, eps):
 
 
 @kernel
-def set_mask(activation):
-    """Scale by dropout's mask alone, where there is no norm."""
-    rows, statistics = activation.rows, activation.statistics
-    statistics[:] = 0
-    rows[SCALE], rows[SHIFT], rows[FACTOR] = rows[MASK], ZERO, rows[MASK]
+def set_mask(activation, c):
+    """Scale a channel by dropout's mask alone, where there is no norm."""
+    rows = activation.rows
+    activation.statistics[:, c] = 0
+    rows[SCALE, c], rows[SHIFT, c], rows[FACTOR, c] = rows[MASK, c], ZERO, rows[MASK, c]
 
 
 @kernel
-def use_running(activation, eps):
-    """Norm with the running statistics, as in evaluation."""
-    for c in range(activation.rows.shape[1]):
-        normalise(activation, c, np.float64(activation.running_mean[c]), np.float64(activation.running_var[c]), eps)
+def use_running(activation, c, eps):
+    """Norm a channel with the running statistics, as in evaluation."""
+    normalise(activation, c, np.float64(activation.running_mean[c]), np.float64(activation.running_var[c]), eps)
 
 
 @kernel
-def activate_backward(x, grad, activation, valid, n_images, out):
+def activate_backward(x, grad, activation, first, valid, n_images, out):
     """The gradients of norm and input: ∂/∂x = scale·(g − mean(g) − x̂·mean(g·x̂)), g that at the norm's output."""
     _, h, w, n = x.shape
-    for c in range(len(x)):
-        sums = np.zeros((2, STEP), np.float32)
-        source, gradient = x[c].ctypes.data, grad[c].ctypes.data
+    for i in range(len(x)):
+        c, sums = first + i, np.zeros((2, STEP), np.float32)
+        source, gradient = x[i].ctypes.data, grad[i].ctypes.data
         if activation.has_norm:
             add_gradients(source, gradient, h * w, n, activation, c, sums)
         slope, offset = set_gradients(activation, c, sums, h * w * n_images)
-        input_gradient(source, gradient, h * w, n, activation, c, valid, slope, offset, out[c].ctypes.data)
+        input_gradient(source, gradient, h * w, n, activation, c, valid, slope, offset, out[i].ctypes.data)
 
 
 @kernel
@@ -170,32 +159,33 @@ def input_gradient(x, grad, n_pixels, n, activation, c, valid, slope, offset, ou
 
 
 @kernel
-def activate_pool_backward(x, grad, activation, valid, n_images, out):
+def activate_pool_backward(x, grad, activation, first, valid, n_images, out):
     """The same with a max-pool behind; `grad` is that of the pooled map."""
     _, h, w, n = x.shape
     rows = activation.rows
     low, high = activation.low, activation.high
     idle = np.zeros(n, np.float32)
-    for c in range(len(x)):
+    for i in range(len(x)):
+        c = first + i
         scale, shift = rows[SCALE, c].ctypes.data, rows[SHIFT, c].ctypes.data
         sums = np.zeros((2, STEP), np.float32)
         if activation.has_norm:
             _add_pooled_gradients(
-                x[c].ctypes.data, grad[c].ctypes.data, h // 2, w // 2, w * n, n, scale, shift,
+                x[i].ctypes.data, grad[i].ctypes.data, h // 2, w // 2, w * n, n, scale, shift,
                 rows[MASK, c].ctypes.data, sums.ctypes.data, activation.statistics[MEAN, c], low, high,
             )  # fmt: skip
         slope, offset = set_gradients(activation, c, sums, h * w * n_images)
         _pooled_input_gradient(
-            x[c].ctypes.data, grad[c].ctypes.data, out[c].ctypes.data, h // 2, w // 2, w * n, n, scale, shift,
+            x[i].ctypes.data, grad[i].ctypes.data, out[i].ctypes.data, h // 2, w // 2, w * n, n, scale, shift,
             rows[FACTOR, c].ctypes.data, valid.ctypes.data, slope, offset, low, high,
         )  # fmt: skip
         # An odd last row or column, which the pool does not see, has no gradient but the norm's own.
         for r in range(h):
             start = 0 if r >= h // 2 * 2 else w // 2 * 2
             if start < w:
-                edge = x[c, r, start].ctypes.data
+                edge = x[i, r, start].ctypes.data
                 _input_gradient(
-                    edge, edge, out[c, r, start].ctypes.data, w - start, n, scale, shift, idle.ctypes.data,
+                    edge, edge, out[i, r, start].ctypes.data, w - start, n, scale, shift, idle.ctypes.data,
                     valid.ctypes.data, slope, offset, low, high,
                 )  # fmt: skip
 

@@ -3,8 +3,9 @@
 Planned in milliseconds; nothing is compiled, because `kernels/interpreter.py` runs every program.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, groupby
 
 import numpy as np
 
@@ -21,15 +22,17 @@ BACKWARD = {  # what an operation needs in a program that trains
     Op.DROP_ELEMENTS: (Op.DROP_ELEMENTS_BACKWARD,),
     Op.GLOBAL_POOL: (Op.GLOBAL_POOL_BACKWARD,),
 }
+CHANNELWISE = {Op.MEASURE, Op.ACTIVATE, Op.ACTIVATE_POOL, Op.ACTIVATE_BACKWARD, Op.ACTIVATE_POOL_BACKWARD}
+RECOMPUTED = {Op.ACTIVATE, Op.ACTIVATE_POOL}
 
 
 @dataclass(frozen=True)
 class Map:
-    """A map (C, H, W, N), H = W = side, in a region of the arena that others may use before and after."""
+    """A map (C, H, W, N), H = W = side, made by one instruction."""
 
+    number: int
     channels: int
     side: int
-    region: str
     has_gradient: bool = True  # whether anything before it has parameters
 
 
@@ -71,6 +74,16 @@ class Instruction:
     matrix: tuple[int, int] = (0, 0)
 
     @property
+    def maps(self) -> tuple[Map, ...]:
+        """Those that it reads or writes."""
+        return tuple(map for map in (self.x, self.y, self.gx, self.gy) if map)
+
+    @property
+    def is_channelwise(self) -> bool:
+        """Whether what it does to one channel needs no other."""
+        return self.op in CHANNELWISE or (self.filter is not None and self.filter.depthwise)
+
+    @property
     def about(self) -> str:
         """The parameters it uses, by their names in the network."""
         if self.filter:
@@ -109,22 +122,23 @@ class Plan:
     """A program: its tables for the interpreter, and where its numbers are."""
 
     instructions: tuple[Instruction, ...]
+    sweeps: tuple[int, ...]  # how many instructions at a time are done channel by channel; 1 for all channels
     table: np.ndarray  # (instructions, COLUMNS) int64
     activations: np.ndarray  # (activations, ACTIVATION_COLUMNS) int64
     places: dict[str, Place]  # parameters and running statistics, by their names in the network
     factors: tuple[Factors, ...]
     valid: int
     gradients: int  # from a parameter to its gradient
+    planes: int  # from here on a map has room for one channel alone
     size: int  # of the arena, in numbers
     n_padded: int
-    logits: Place  # (10, 1, 1, N)
 
 
 def plan(architecture: Architecture, batch_size: int, mode: Mode, optimizer: str | None = None) -> Plan:
     """The program of a network for batches of this size; `optimizer` (sgd, adamw, soap) if it is to be trained."""
     walk = _Walk(architecture, mode)
     forward = list(walk.forward())
-    instructions = forward if mode != Mode.TRAIN else [*_with_loss_gradient(forward), *_backward(forward)]
+    instructions = forward if mode != Mode.TRAIN else _with_backward(forward, walk.new_map)
     filters = [i.filter for i in forward if i.op == Op.CONVOLVE]
     instructions += _optimize(filters, walk.followings, optimizer) if optimizer else []
     return _Layout(instructions, walk.followings, filters, padded(batch_size)).plan()
@@ -141,7 +155,7 @@ class _Walk:
     n_maps: int = 0
 
     def forward(self) -> Iterator[Instruction]:
-        self.map = self._new_map(INPUT_CHANNELS, INPUT_SIDE, has_gradient=False)
+        self.map = self.new_map(INPUT_CHANNELS, INPUT_SIDE, has_gradient=False)
         yield Instruction(Op.AUGMENT, y=self.map)
         last_conv = max((i for i, layer in enumerate(self.architecture.layers) if isinstance(layer, Conv)), default=-1)
         for i, shape in enumerate(self.architecture.shapes):
@@ -155,15 +169,14 @@ class _Walk:
         yield from self._finish()
         yield Instruction(Op.LOSS, x=self.map, gx=self.map)
 
-    def _new_map(self, channels: int, side: int, *, has_gradient: bool = True) -> Map:
+    def new_map(self, channels: int, side: int, *, has_gradient: bool = True) -> Map:
         self.n_maps += 1
-        number = self.n_maps if self.mode == Mode.TRAIN else self.n_maps % 2
-        return Map(channels, side, f"map {number}", has_gradient)
+        return Map(self.n_maps, channels, side, has_gradient)
 
     def _to(self, op: Op, channels: int, side: int, **operands) -> Instruction:
         """From the map to a new one."""
         x, has_gradient = self.map, self.map.has_gradient or op == Op.CONVOLVE
-        self.map = self._new_map(channels, side, has_gradient=has_gradient)
+        self.map = self.new_map(channels, side, has_gradient=has_gradient)
         return Instruction(op, x=x, y=self.map, **operands)
 
     def _convolution(self, i: int, shape: LayerShape, *, drops: bool) -> Iterator[Instruction]:
@@ -220,27 +233,28 @@ class _Walk:
         yield self._to(Op.ACTIVATE_POOL, shape.channels, shape.side, following=following)
 
 
-def _gradient(map: Map, number: int) -> Map:
-    """That of a map; but two live at the same time."""
-    return replace(map, region=f"gradient {number % 2}")
+def _with_backward(forward: list[Instruction], new_map: Callable[[int, int], Map]) -> list[Instruction]:
+    """The forward pass, the loss with its gradient, and back from there."""
 
+    def like(map: Map) -> Map:
+        return new_map(map.channels, map.side)
 
-def _with_loss_gradient(forward: list[Instruction]) -> list[Instruction]:
-    *others, last = forward
-    return [*others, replace(last, gx=_gradient(last.x, 0))]
-
-
-def _backward(forward: list[Instruction]) -> Iterator[Instruction]:
-    number, gy = 0, _gradient(forward[-1].x, 0)
-    for instruction in reversed(forward):
+    *others, loss = forward
+    gy = gradient = like(loss.x)
+    backward = []
+    for i, instruction in reversed(list(enumerate(others))):
+        if instruction.op == Op.CONVOLVE and instruction.filter.depthwise and others[i - 1].op in RECOMPUTED:
+            # The input of a depthwise convolution is made again, plane by plane, instead of kept.
+            instruction = replace(instruction, x=like(instruction.x))
+            backward.append(replace(others[i - 1], y=instruction.x))
         for op in BACKWARD.get(instruction.op, ()):
             if op == Op.WEIGHT_GRADIENT:
-                yield replace(instruction, op=op, gy=gy)
+                backward.append(replace(instruction, op=op, y=None, gy=gy))
             elif instruction.x.has_gradient:
-                number += 1
-                gx = _gradient(instruction.x, number)
-                yield replace(instruction, op=op, gx=gx, gy=gy)
+                gx = like(instruction.x)
+                backward.append(replace(instruction, op=op, y=None, gx=gx, gy=gy))
                 gy = gx
+    return [*others, replace(loss, gx=gradient), *backward]
 
 
 def _optimize(filters: list[Filter], followings: list[Following], optimizer: str) -> list[Instruction]:
@@ -266,11 +280,47 @@ def _size(shape: tuple[int, ...]) -> int:
     return int(np.prod(shape))
 
 
+def _sweeps(instructions: Sequence[Instruction]) -> list[int]:
+    """How many instructions at a time are done channel by channel, so that a plane is in the cache for all of them."""
+    sweeps = []
+    for is_channelwise, run in groupby(instructions, lambda i: i.is_channelwise and i.maps[0].channels):
+        n = len(list(run))
+        sweeps += [n] if is_channelwise else [1] * n
+    return sweeps
+
+
+@dataclass(frozen=True)
+class _Life:
+    """How many numbers a map has, and the first and last instruction that needs them."""
+
+    size: int
+    first: int
+    last: int
+
+
+def _allocate(lives: dict[Map, _Life]) -> tuple[dict[Map, int], int]:
+    """Where each map begins, and the room for all: what is no longer needed makes room for the next."""
+    offsets: dict[Map, int] = {}
+    end = 0
+    for map, life in sorted(lives.items(), key=lambda item: item[1].first):
+        others = ((offset, lives[other]) for other, offset in offsets.items())
+        taken = sorted((at, at + o.size) for at, o in others if o.first <= life.last and life.first <= o.last)
+        offset = 0
+        for start, stop in taken:
+            if offset + life.size <= start:
+                break
+            offset = max(offset, stop)
+        offsets[map] = offset
+        end = max(end, offset + life.size)
+    return offsets, end
+
+
 class _Layout:
     """Gives everything its place in the arena."""
 
     def __init__(self, instructions: list, followings: list, filters: list, n_padded: int):
         self.instructions, self.followings, self.filters, self.n = tuple(instructions), followings, filters, n_padded
+        self.sweeps = _sweeps(self.instructions)
         self.end = 0
         self.places: dict[str, Place] = {}
         self.factors: list[Factors] = []
@@ -282,22 +332,24 @@ class _Layout:
             self.end += _size(shape)
         gradients = self._take(self.end) if self.end else 0
         valid = self._take(self.n)
-        self._place_regions()
         activations = np.array([self._activation(f) for f in self.followings] or [[0] * len(ACTIVATION_COLUMNS)])
+        self._place_maps()
         rows = [self._row(instruction) for instruction in self.instructions]  # once: an optimizer's state has one place
+        for first, n in zip(accumulate(self.sweeps, initial=0), self.sweeps, strict=False):
+            rows[first]["sweep"] = n if n > 1 else 0
         table = np.array([[row[column] for column in COLUMNS] for row in rows])
-        logits = next(i.x for i in self.instructions if i.op == Op.LOSS)
         return Plan(
             self.instructions,
+            tuple(self.sweeps),
             table,
             activations,
             self.places,
             tuple(self.factors),
             valid,
             gradients,
+            self.planes,
             self.end,
             self.n,
-            Place(self.regions[logits.region], (logits.channels, 1, 1, self.n)),
         )
 
     def _take(self, size: int) -> int:
@@ -305,19 +357,38 @@ class _Layout:
         self.end = start + size
         return start
 
-    def _place_regions(self) -> None:
-        sizes: dict[str, int] = {}
-        for instruction in self.instructions:
-            for map in (instruction.x, instruction.y, instruction.gx, instruction.gy):
-                if map:
-                    sizes[map.region] = max(sizes.get(map.region, 0), map.channels * map.side**2 * self.n)
-        frames = [
-            i.x.channels * (i.x.side + 2 * i.filter.padding) ** 2 * self.n
-            for i in self.instructions
-            if i.op == Op.WEIGHT_GRADIENT and i.filter.padding
-        ]
-        self.frame = self._take(max(frames, default=0))
-        self.regions = {region: self._take(size) for region, size in sizes.items()}
+    def _place_maps(self) -> None:
+        """A map that no other sweep needs has room for one plane: each channel's takes the place of the one before."""
+        sweep_of = [number for number, n in enumerate(self.sweeps) for _ in range(n)]
+        uses: dict[Map, list[int]] = {}
+        for i, instruction in enumerate(self.instructions):
+            for map in instruction.maps:
+                uses.setdefault(map, []).append(i)
+        maps: dict[Map, _Life] = {}
+        planes: dict[Map, _Life] = {}
+        for map, used in uses.items():
+            plane, first, last = map.side**2 * self.n, sweep_of[used[0]], sweep_of[used[-1]]
+            if first == last and self.sweeps[first] > 1:
+                planes[map] = _Life(plane, used[0], used[-1])
+            else:
+                maps[map] = _Life(map.channels * plane, first, last)
+        frames = (self._frame(i, self.sweeps[sweep_of[at]] > 1) for at, i in enumerate(self.instructions))
+        self.frame = self._take(max(frames))
+        self.offsets = self._take_maps(maps)
+        self.planes = self._take(0)
+        self.offsets |= self._take_maps(planes)
+
+    def _take_maps(self, lives: dict[Map, _Life]) -> dict[Map, int]:
+        offsets, size = _allocate(lives)
+        start = self._take(size)
+        return {map: start + offset for map, offset in offsets.items()}
+
+    def _frame(self, instruction: Instruction, one_plane: bool) -> int:
+        """The room that a weight gradient needs for its input with the padding around."""
+        if instruction.op != Op.WEIGHT_GRADIENT or not instruction.filter.padding:
+            return 0
+        channels = 1 if one_plane else instruction.x.channels
+        return channels * (instruction.x.side + 2 * instruction.filter.padding) ** 2 * self.n
 
     def _activation(self, following: Following) -> list[int]:
         c = following.channels
@@ -347,7 +418,7 @@ class _Layout:
             map = getattr(instruction, name)
             if map:
                 prefix = "out_" if name in ("y", "gy") else ""
-                row[name] = self.regions[map.region]
+                row[name] = self.offsets[map]
                 row |= {f"{prefix}channels": map.channels, f"{prefix}height": map.side, f"{prefix}width": map.side}
         if instruction.filter:
             row |= self._filter(instruction.filter)

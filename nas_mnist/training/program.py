@@ -1,6 +1,8 @@
 """A network's training, evaluation and recalibration on a CPU as one compiled program each."""
 
+import mmap
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -12,9 +14,10 @@ from nas_mnist.kernels.instructions import Mode
 from nas_mnist.kernels.interpreter import Results, Settings, run
 from nas_mnist.model.network import Network
 from nas_mnist.training.optimizers import PRECONDITION_FREQUENCY
-from nas_mnist.training.plan import ALIGNMENT, Factors, plan
+from nas_mnist.training.plan import Factors, plan
 from nas_mnist.training.recipe import Recipe
 
+LARGE_PAGE = 2**21  # bytes
 NORM_EPS, NORM_MOMENTUM = 1e-5, 0.1  # nn.BatchNorm2d's
 
 
@@ -108,9 +111,14 @@ class Program:
 
 
 def _aligned_zeros(size: int) -> np.ndarray:
-    memory = np.zeros(size + ALIGNMENT, np.float32)
-    start = -memory.ctypes.data // memory.itemsize % ALIGNMENT
-    return memory[start : start + size]
+    """Of large pages where there are any: the maps of a step are many megabytes, and each page has to be looked up."""
+    memory = mmap.mmap(-1, 4 * size + LARGE_PAGE)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # where the kernel has none
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    numbers = np.frombuffer(memory, np.float32)
+    start = -numbers.ctypes.data // 4 % (LARGE_PAGE // 4)
+    return numbers[start : start + size]
 
 
 def _settings(plan, network: Network, mode: Mode, batch_size: int, recipe: Recipe) -> Settings:
@@ -120,6 +128,7 @@ def _settings(plan, network: Network, mode: Mode, batch_size: int, recipe: Recip
         n_padded=plan.n_padded,
         valid=plan.valid,
         gradients=plan.gradients,
+        planes=plan.planes,
         gain=1.0,
         offset=0.0,
         eps=NORM_EPS,

@@ -79,28 +79,27 @@ def description(architecture: Architecture, n_parameters: int, max_params: int) 
 
 
 def program_table(architecture: Architecture, batch_size: int, optimizer: str) -> Table:
-    """The instructions of a training step on a CPU: a line each, in their order."""
+    """The instructions of a training step on a CPU: a line each, in their order; a bar beside those of one sweep."""
     from nas_mnist.kernels.instructions import Mode
     from nas_mnist.training.plan import plan
 
     made = plan(architecture, batch_size, Mode.TRAIN, optimizer)
     megabytes = made.size * 4 / 1e6
     title = f"{len(made.instructions)} instructions a step of {batch_size} images, {megabytes:.1f} MB"
-    table = _table(
-        title, "", "instruction", "from", "to", "parameters", left=("instruction", "from", "to", "parameters")
-    )
-    for number, instruction in enumerate(made.instructions):
+    left = ("instruction", "from", "to", "parameters")
+    table = _table(title, "", "", "instruction", "from", "to", "parameters", left=left)
+    marks = [mark for n in made.sweeps for mark in (("┌", *"│" * (n - 2), "└") if n > 1 else ("",))]
+    for number, (instruction, mark) in enumerate(zip(made.instructions, marks, strict=True)):
         backward = instruction.gy is not None
         source, target = (instruction.gy, instruction.gx) if backward else (instruction.x, instruction.y)
         table.add_row(
             str(number),
+            mark,
             instruction.op.name.lower().replace("_", " "),
-            *(
-                f"{m.region}: {m.channels} × {m.side}²".replace("gradient", "grad") if m else ""
-                for m in (source, target)
-            ),
+            *(f"map {m.number}: {m.channels} × {m.side}²" if m else "" for m in (source, target)),
             instruction.about,
         )
+    table.caption = "in brackets: done for one channel after another, whose maps stay in the cache"
     return table
 
 

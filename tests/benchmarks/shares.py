@@ -3,21 +3,22 @@
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 import torch
 from networks import Case
 
 from nas_mnist.data.images import Images
-from nas_mnist.kernels.instructions import Mode, Op
+from nas_mnist.kernels.instructions import SWEEP, Mode, Op
 from nas_mnist.kernels.interpreter import Results
 from nas_mnist.model.network import build
 from nas_mnist.training import program as program_module
 from nas_mnist.training.augmentation import draw_matrices
 from nas_mnist.training.optimizers import PRECONDITION_FREQUENCY
-from nas_mnist.training.plan import Instruction
+from nas_mnist.training.plan import Instruction, Plan
 from nas_mnist.training.program import Program
 
 N_STEPS = 21
@@ -79,7 +80,7 @@ class Batch:
 def time_instructions(program: Program, batch: Batch) -> list[float]:
     """Medians, in the order of a step, so that each finds the caches as the one before leaves them."""
     whole = program.plan
-    parts = [replace(whole, table=whole.table[i : i + 1]) for i in range(len(whole.table))]
+    parts = [replace(whole, table=row) for row in _rows(whole)]
     nothing, times = replace(whole, table=whole.table[:0]), [[] for _ in parts]
     overhead = []
     try:
@@ -92,6 +93,15 @@ def time_instructions(program: Program, batch: Batch) -> list[float]:
     finally:
         program.plan = whole
     return [max(0.0, statistics.median(own) - statistics.median(overhead)) for own in times]
+
+
+def _rows(plan: Plan) -> Iterator[np.ndarray]:
+    """The table of each instruction alone (1, COLUMNS): channel by channel if it is part of a sweep."""
+    for start, n in zip(accumulate(plan.sweeps, initial=0), plan.sweeps, strict=False):
+        for i in range(start, start + n):
+            row = plan.table[i : i + 1].copy()
+            row[0, SWEEP] = n > 1
+            yield row
 
 
 def time_renewal(program: Program) -> float:

@@ -3,10 +3,13 @@
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as transforms
 from torchvision.transforms.v2.functional import InterpolationMode
@@ -20,7 +23,7 @@ from nas_mnist.training import program as program_module
 from nas_mnist.training.augmentation import Augmentation, inverse_matrices
 from nas_mnist.training.evaluation import evaluate, recalibrate
 from nas_mnist.training.optimizers import make_optimizer
-from nas_mnist.training.plan import plan
+from nas_mnist.training.plan import _allocate, _Life, plan
 from nas_mnist.training.program import Program, can_compile
 from nas_mnist.training.recipe import Recipe
 from nas_mnist.training.steps import CompiledSteps, PlainSteps
@@ -234,10 +237,13 @@ def test_evaluation_changes_nothing_and_recalibration_only_the_statistics(images
 def test_elements_are_dropped_at_the_rate_and_the_same_in_the_gradient(images):
     net = build(parse("c8p1 M c10k1- G | dropout=0.3 elementwise"), seed=0)
     program = Program(net, Mode.TRAIN, 64, recipe(64))
+    whole = program.plan
+    at = next(i for i, instruction in enumerate(whole.instructions) if instruction.op == Op.DROP_ELEMENTS)
+    program.plan = replace(whole, table=whole.table[: at + 1])  # what comes later takes the maps' room
     program.run(images, torch.arange(64), [0.0], seed=5)
-    dropped = next(i for i in program.plan.instructions if i.op == Op.DROP_ELEMENTS)
-    row = program.plan.table[program.plan.instructions.index(dropped)]
-    x, y = (program._arena[start : start + 8 * 28 * 28 * 64] for start in (row[2], row[3]))
+    x, y = (program._arena[start : start + 8 * 28 * 28 * 64].copy() for start in whole.table[at, 2:4])
+    program.plan, program.n_steps = whole, 0
+    program.run(images, torch.arange(64), [0.0], seed=5)
     kept = y[x > 0] > 0
     assert kept.mean() == pytest.approx(0.7, abs=0.01)
     np.testing.assert_allclose(y[x > 0][kept], x[x > 0][kept] / 0.7, rtol=1e-6)
@@ -363,3 +369,26 @@ for line, optimizer in (("c4 M G c10k1-", "sgd"), ("d8 d6 M c10k1- G | dropout=0
     print(len(run.signatures))
 """
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["1", "1"]
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=25))
+def test_maps_that_are_needed_at_the_same_time_have_places_of_their_own(drawn):
+    lives = {number: _Life(size, min(a, b), max(a, b)) for number, (size, a, b) in enumerate(drawn)}
+    offsets, end = _allocate(lives)
+    for number, life in lives.items():
+        assert 0 <= offsets[number] <= end - life.size
+        for other, its in lives.items():
+            at_once = number != other and life.first <= its.last and its.first <= life.last
+            apart = offsets[number] + life.size <= offsets[other] or offsets[other] + its.size <= offsets[number]
+            assert apart or not at_once
+
+
+def test_what_a_depthwise_convolution_reads_is_made_plane_by_plane_and_kept_nowhere():
+    made = plan(parse("c8 d8 M d8 c10k1- G"), 64, Mode.TRAIN, "soap")
+    read = [
+        row[2]
+        for instruction, row in zip(made.instructions, made.table, strict=True)
+        if instruction.op in (Op.CONVOLVE, Op.WEIGHT_GRADIENT) and instruction.filter.depthwise
+    ]
+    assert len(read) == 4 and min(read) >= made.planes
+    assert made.size < 0.75 * sum(i.y.channels * i.y.side**2 * 64 for i in made.instructions if i.y)
