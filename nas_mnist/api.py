@@ -257,8 +257,8 @@ def _folder(data_dir: Path | str | None) -> Path:
 
 
 def _console() -> Console:
-    """Plain lines wherever it is: in a notebook they are one output of the cell, not a block of HTML each."""
-    return Console(force_jupyter=False)
+    """Plain lines wherever it is: a notebook calls itself a terminal, and would keep every frame of a live display."""
+    return Console(force_jupyter=False, force_terminal=False, width=120)
 
 
 def _sink(

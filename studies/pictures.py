@@ -94,7 +94,7 @@ def record_search(storage: Storage) -> Console:
         display(worker, TrialStarted(trial.number, record.architecture, record.n_parameters))
         ended = i < N_TRIALS
         for epoch in record.epochs if ended else record.epochs[: 5 + i % 2]:
-            clock.seconds += (epoch.train_seconds + epoch.val_seconds) / len(workers)
+            clock.seconds += (epoch.train_seconds + epoch.eval_seconds) / len(workers)
             display(worker, EpochTrained(trial.number, epoch))
         if ended:
             accuracy = trial.value if trial.state == trial.state.COMPLETE else None

@@ -113,4 +113,4 @@ def retrain_trial(trial: FrozenTrial) -> Retrained:
 
 
 def _epoch(number: int, accuracy: float) -> EpochResult:
-    return EpochResult(number, 0.1, 0.98, 0.03, accuracy, learning_rate=0.1, train_seconds=3.5, val_seconds=0.5)
+    return EpochResult(number, 0.1, 0.98, 0.03, accuracy, learning_rate=0.1, train_seconds=3.5, eval_seconds=0.5)

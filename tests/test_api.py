@@ -33,7 +33,7 @@ def test_network_is_trained_in_place_and_judged_on_the_held_out_fold(data_dir):
     epochs = list(nas_mnist.train(network, recipe, train_images=3000, data_dir=data_dir))
     assert len(epochs) == 1
     loss, accuracy = nas_mnist.evaluate(network, data_dir=data_dir)
-    assert (loss, accuracy) == (epochs[-1].val_loss, epochs[-1].val_accuracy) and accuracy > 0.15
+    assert (loss, accuracy) == (epochs[-1].eval_loss, epochs[-1].eval_accuracy) and accuracy > 0.15
 
 
 @pytest.fixture(scope="module")

@@ -420,7 +420,7 @@ def test_search_goes_on_while_the_clock_is_set_to_and_fro(command, tmp_path, dat
 
 # --- real searches, on disks that fill up ----------------------------------------------------------------------------
 
-SEARCH = ["search", "--no-warm-start", "--epochs", 1, "--train-images", 300, "--workers", 2]
+SEARCH = ["search", "--no-warm-start", "--epochs", 1, "--train-images", 300, "--max-params", 400, "--workers", 2]
 
 
 @pytest.fixture

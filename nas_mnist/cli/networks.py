@@ -102,7 +102,12 @@ def add_find_lr(commands) -> None:
         "--to", dest="highest", type=float, default=10.0, metavar="RATE", help="last rate (default: %(default)s)"
     )
     parser.add_argument(
-        "--steps", type=at_least(1), default=300, metavar="N", help="batches, one for each rate (default: %(default)s)"
+        "--steps",
+        dest="n_steps",
+        type=at_least(1),
+        default=300,
+        metavar="N",
+        help="batches, one for each rate (default: %(default)s)",
     )
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="soap", help="(default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda:0, … (default: %(default)s)")
@@ -128,7 +133,7 @@ def _find_lr(arguments) -> int:
     from nas_mnist.workers.local import plan_workers
 
     architecture = zoo.resolve(arguments.architecture)
-    rates = lr_finder.RateRange(arguments.lowest, arguments.highest, arguments.steps)
+    rates = lr_finder.RateRange(arguments.lowest, arguments.highest, arguments.n_steps)
     if arguments.out:
         tables.check_figure_path(arguments.out)
     plan_workers(1, [arguments.device])

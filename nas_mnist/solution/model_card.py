@@ -157,7 +157,7 @@ def _boards(c: dict[str, Any], record: dict[str, Any]) -> str:
 
 
 def _plain(renderable) -> str:
-    console = Console(width=110, color_system=None, record=True, file=_Nowhere())
+    console = Console(width=110, color_system=None, record=True, file=_Nowhere(), force_jupyter=False)
     console.print(renderable)
     return "\n".join(line.rstrip() for line in console.export_text().splitlines())
 
@@ -244,10 +244,10 @@ def _log(retrained: Retrained) -> str:
             e.number,
             f"{e.train_loss:.4f}",
             f"{e.train_accuracy:.2%}",
-            f"{e.val_loss:.4f}",
-            f"{e.val_accuracy:.2%}",
+            f"{e.eval_loss:.4f}",
+            f"{e.eval_accuracy:.2%}",
             f"{e.learning_rate:.2g}",
-            f"{e.train_seconds + e.val_seconds:.1f}",
+            f"{e.train_seconds + e.eval_seconds:.1f}",
         )
         for e in retrained.runs[0].epochs
     ]

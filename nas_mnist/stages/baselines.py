@@ -239,4 +239,4 @@ def _train(
     write_system(trial, system.name, system.published_accuracy if settings.dataset == MNIST else None)
     on_event(RunStarted(trial.number, f"{system.name}{' (own recipe)' if run.own else ''} seed {run.seed}"))
     network = build(system.architecture, seed=run.seed, device=device, initialisation=training.initialisation)
-    return train_and_report(trial, network, recipe, split, run.seed, on_event)[-1].val_accuracy
+    return train_and_report(trial, network, recipe, split, run.seed, on_event)[-1].eval_accuracy

@@ -227,6 +227,6 @@ def _train_pair(
     network = build(candidate.architecture, seed=seed, device=images.labels.device)
     val_accuracies = []
     for epoch in train(network, candidate.recipe, train_images, split.val, seed=seed):
-        val_accuracies.append(epoch.val_accuracy)
+        val_accuracies.append(epoch.eval_accuracy)
         on_event(EpochTrained(trial, epoch))
     return final_accuracy(val_accuracies)

@@ -36,7 +36,7 @@ from nas_mnist.workers.events import OnEvent, OnWorkerEvent, Worker
 
 @dataclass(frozen=True)
 class Run:
-    """One seed. In its epochs `val_loss` and `val_accuracy` are of the test set."""
+    """One seed. In its epochs `eval_loss` and `eval_accuracy` are of the test set."""
 
     seed: int
     epochs: tuple[EpochResult, ...]
@@ -47,12 +47,12 @@ class Run:
     @property
     def accuracy(self) -> float:
         """Test accuracy of the last epoch, as a fraction."""
-        return self.epochs[-1].val_accuracy
+        return self.epochs[-1].eval_accuracy
 
     @property
     def worst_of_last(self) -> float:
         """The worse of the last two epochs."""
-        return min(epoch.val_accuracy for epoch in self.epochs[-N_FINAL_EPOCHS:])
+        return min(epoch.eval_accuracy for epoch in self.epochs[-N_FINAL_EPOCHS:])
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ def _train(
     network = build(candidate.architecture, seed=seed, device=device)
     epochs = train_and_report(trial, network, candidate.recipe, split, seed, on_event)
     Artifacts(trial.study, settings.storage.artifacts).add_weights(trial, network)
-    return epochs[-1].val_accuracy
+    return epochs[-1].eval_accuracy
 
 
 def _read_weights(storage: Storage, study: optuna.Study, trial: FrozenTrial) -> dict[str, Tensor]:

@@ -114,7 +114,7 @@ def work_off(study: SharedStudy, objective: Callable[[optuna.Trial, OnEvent], fl
     def timed(event: Any) -> None:
         nonlocal training_seconds
         if isinstance(event, EpochTrained):
-            training_seconds += event.epoch.train_seconds + event.epoch.val_seconds
+            training_seconds += event.epoch.train_seconds + event.epoch.eval_seconds
         on_event(event)
 
     start = time.perf_counter()
@@ -150,7 +150,7 @@ def objective(
     on_event(TrialStarted(trial.number, str(candidate.architecture), n_parameters))
     network = build(candidate.architecture, seed=seed, device=device)
     epochs = train_and_report(trial, network, candidate.recipe, split, seed, on_event, averaged_epochs=RUNGS)
-    accuracy = final_accuracy([epoch.val_accuracy for epoch in epochs])
+    accuracy = final_accuracy([epoch.eval_accuracy for epoch in epochs])
     if _is_among_the_best(accuracy, trial.study, settings.keep_weights):
         artifacts = Artifacts(trial.study, settings.storage.artifacts)
         artifacts.add_weights(trial, network)
@@ -187,7 +187,7 @@ def train_and_report(
         for epoch in train(network, recipe, split.train, split.val, seed=seed, averaged_epochs=averaged_epochs):
             epochs.append(epoch)
             write_epochs(trial, epochs)
-            trial.report(epoch.val_accuracy, epoch.number)
+            trial.report(epoch.eval_accuracy, epoch.number)
             on_event(EpochTrained(trial.number, epoch))
             if epoch.number < recipe.epochs and trial.should_prune():
                 raise optuna.TrialPruned("cannot win any more")

@@ -64,7 +64,7 @@ def _seen(trial: FrozenTrial) -> dict[float, float]:
     epochs = epochs_of(trial)
     seen: dict[float, float] = {epoch: -math.log(-s) for epoch in RUNGS if (s := signal(epochs, epoch))}
     if trial.state == TrialState.COMPLETE and epochs:
-        seen[math.inf] = -math.log(max(epochs[-1].val_loss, 1e-9))
+        seen[math.inf] = -math.log(max(epochs[-1].eval_loss, 1e-9))
     return seen
 
 

@@ -105,7 +105,13 @@ class TrialRecord:
 
 def epochs_of(trial: FrozenTrial | optuna.Trial) -> tuple[EpochResult, ...]:
     """The result of each epoch so far."""
-    return tuple(EpochResult(**epoch) for epoch in trial.user_attrs.get("epochs", ()))
+    return tuple(epoch_from(values) for values in trial.user_attrs.get("epochs", ()))
+
+
+def epoch_from(values: Mapping[str, Any]) -> EpochResult:
+    """Whichever version wrote it: once there was `val_loss` where there is `eval_loss`, the test set's or not."""
+    names = {name: f"e{name}" if name.startswith("val_") else name for name in values}
+    return EpochResult(**{names[name]: value for name, value in values.items()})
 
 
 def write_candidate(
@@ -136,7 +142,7 @@ def write_epochs(trial: optuna.Trial, epochs: Sequence[EpochResult]) -> None:
     _write(
         trial,
         epochs=[asdict(epoch) for epoch in epochs],
-        seconds=sum(epoch.train_seconds + epoch.val_seconds for epoch in epochs),
+        seconds=sum(epoch.train_seconds + epoch.eval_seconds for epoch in epochs),
     )
 
 

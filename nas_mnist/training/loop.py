@@ -26,11 +26,11 @@ class EpochResult:
     number: int  # from 1
     train_loss: float
     train_accuracy: float
-    val_loss: float
-    val_accuracy: float
+    eval_loss: float
+    eval_accuracy: float
     learning_rate: float  # of the epoch's last step
     train_seconds: float
-    val_seconds: float
+    eval_seconds: float
     averaged_loss: float | None = None  # in validation, of the mean of the recent weights; None: not asked for
     averaged_accuracy: float | None = None
 
@@ -69,18 +69,18 @@ def train(
         if recipe.recalibrated:
             recalibrate(network, train_images)
         trained = time.perf_counter()
-        val_loss, val_accuracy = evaluate(network, val_images)
+        eval_loss, eval_accuracy = evaluate(network, val_images)
         of_averaged = averaged.evaluate(train_images, val_images) if number in averaged_epochs else (None, None)
         evaluated = time.perf_counter()
         yield EpochResult(
             number,
             train_loss,
             train_accuracy,
-            val_loss,
-            val_accuracy,
+            eval_loss,
+            eval_accuracy,
             learning_rate=own_rates[-1],
             train_seconds=trained - start,
-            val_seconds=evaluated - trained,
+            eval_seconds=evaluated - trained,
             averaged_loss=of_averaged[0],
             averaged_accuracy=of_averaged[1],
         )

@@ -37,10 +37,12 @@ class RateRange:
     def __post_init__(self):
         if not 0 < self.lowest < self.highest < math.inf:
             raise NasMnistError(
-                f"learning rates must rise from above 0, not from {self.lowest:g} to {self.highest:g}: see --from, --to"
+                f"learning rates must rise from above 0, not from {self.lowest:g} to {self.highest:g}",
+                "lowest",
+                "highest",
             )
         if self.n_steps < MIN_STEPS:
-            raise NasMnistError(f"a range test needs at least {MIN_STEPS} steps, not {self.n_steps}: see --steps")
+            raise NasMnistError(f"a range test needs at least {MIN_STEPS} steps, not {self.n_steps}", "n_steps")
 
     def rates(self) -> list[float]:
         return np.geomspace(self.lowest, self.highest, self.n_steps).tolist()
@@ -115,7 +117,7 @@ def fit(steps: Iterable[RateStep]) -> RateCurve:
     lowest = int(smoothed.argmin()) if len(steps) >= MIN_STEPS // 2 else 0
     if lowest < 2 or smoothed[0] - smoothed[lowest] < LEAST_FALL * smoothed[0]:
         raise TrainingDiverged(
-            "the loss never fell at these learning rates: start lower with --from, or take more --steps"
+            "the loss never fell at these learning rates: start lower, or take more steps", "lowest", "n_steps"
         )
     steepest = int(np.gradient(smoothed)[: lowest + 1].argmin())  # the steps are even on a logarithmic scale
     rates = tuple(step.learning_rate for step in steps)

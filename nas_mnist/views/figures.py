@@ -21,7 +21,7 @@ def curves(runs: Sequence[Sequence[EpochResult]], held_out: str, target: float |
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for prefix, label, colour in (("train", "training, augmented", "C1"), ("val", held_out, "C0")):
+    for prefix, label, colour in (("train", "training, augmented", "C1"), ("eval", held_out, "C0")):
         losses, accuracies = (
             torch.tensor([[getattr(e, f"{prefix}_{kind}") for e in epochs] for epochs in runs])
             for kind in ("loss", "accuracy")

@@ -75,8 +75,8 @@ class SearchDisplay:
                 self._lines[worker.index].epoch = epoch
                 if self._verbose:
                     self._say(
-                        f"  trial {event.trial}: epoch {epoch.number}, {epoch.val_accuracy:.2%}, "
-                        f"loss {epoch.val_loss:.4f}, {epoch.train_seconds + epoch.val_seconds:.1f} s"
+                        f"  trial {event.trial}: epoch {epoch.number}, {epoch.eval_accuracy:.2%}, "
+                        f"loss {epoch.eval_loss:.4f}, {epoch.train_seconds + epoch.eval_seconds:.1f} s"
                     )
             case TrialEnded():
                 self._end(self._lines[worker.index], event)
@@ -143,7 +143,7 @@ class SearchDisplay:
     def _cells(self, line: _Line) -> tuple[str, str, str, str]:
         if line.started is None:
             return "[dim]waiting", "", "", ""
-        accuracy = f"{line.epoch.val_accuracy:.2%}" if line.epoch else ""
+        accuracy = f"{line.epoch.eval_accuracy:.2%}" if line.epoch else ""
         epoch = f"{line.epoch.number if line.epoch else 0}/{self._settings.epochs}"
         return f"trial {line.started.trial}", f"epoch {epoch}", accuracy, line.started.architecture
 

@@ -39,8 +39,8 @@ FOLDER = Path(__file__).parents[2] / "studies" / "ranking"
 AVERAGED_EPOCHS = (1, 2, 3, 5, 8)
 COLUMNS = {
     "train_loss": "train_loss",
-    "loss": "val_loss",
-    "accuracy": "val_accuracy",
+    "loss": "eval_loss",
+    "accuracy": "eval_accuracy",
     "mean_loss": "averaged_loss",
     "mean_accuracy": "averaged_accuracy",
 }

@@ -169,7 +169,7 @@ def _train(trial: optuna.Trial, worth: float, rng: np.random.Generator) -> tuple
         if trial.should_prune():
             return rung, None
     seen = worth + rng.normal(0, NOISE[EPOCHS])
-    write_epochs(trial, [*epochs[:-1], replace(epochs[-1], val_loss=math.exp(-seen))])
+    write_epochs(trial, [*epochs[:-1], replace(epochs[-1], eval_loss=math.exp(-seen))])
     return EPOCHS, seen
 
 

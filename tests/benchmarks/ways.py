@@ -170,7 +170,7 @@ class Package(Way):
             epochs = loop.train(network, recipe, self.split.train, self.split.val, seed=1, averaged_epochs=[1])
             epoch = next(epochs)
         judging = MAX_EPOCHS * (sum(calibration) + sum(validation)) + len(RUNGS) * sum(of_averaged)
-        seconds = MAX_EPOCHS * (epoch.train_seconds + epoch.val_seconds - sum(of_averaged))
+        seconds = MAX_EPOCHS * (epoch.train_seconds + epoch.eval_seconds - sum(of_averaged))
         seconds += len(RUNGS) * sum(of_averaged)
         return {"seconds": seconds, "evaluation_share": judging / seconds}
 

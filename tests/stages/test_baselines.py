@@ -193,4 +193,4 @@ def test_every_class_of_lite_m1_has_a_gradient_and_keeps_it(images):
         network = build(ZOO["lite-m1"].architecture, seed=seed, initialisation=own.initialisation)
         (_, last) = train(network, replace(own.recipe, epochs=2), few, few, seed=seed)
         predicted = torch.cat([logits.argmax(1) for logits, _ in predict(network, few)])
-        assert len(predicted.unique()) == 10 and last.val_accuracy > 0.7
+        assert len(predicted.unique()) == 10 and last.eval_accuracy > 0.7

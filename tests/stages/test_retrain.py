@@ -41,7 +41,7 @@ def test_every_seed_meets_the_test_set_and_the_weights_of_the_first_are_kept(set
     retrained = run(settings)
     assert [r.seed for r in retrained.runs] == [0, 1] and retrained.n_train_images == 500
     assert all(len(r.epochs) == 2 for r in retrained.runs)
-    assert retrained.mean == pytest.approx(sum(r.epochs[-1].val_accuracy for r in retrained.runs) / 2)
+    assert retrained.mean == pytest.approx(sum(r.epochs[-1].eval_accuracy for r in retrained.runs) / 2)
     network = build(CANDIDATE.architecture, seed=99)
     network.load_state_dict(retrained.weights)
     assert evaluate(network, load_test(data_dir))[1] == retrained.runs[0].accuracy

@@ -54,7 +54,7 @@ def test_objective_records_what_was_trained_and_returns_the_last_epochs(settings
     assert attributes["n_macs"] == architecture.n_macs
     assert attributes["receptive_field"] == architecture.receptive_field
     assert "torch" in attributes["versions"] and attributes["device"] and attributes["seconds"] > 0
-    accuracies = [epoch["val_accuracy"] for epoch in attributes["epochs"]]
+    accuracies = [epoch["eval_accuracy"] for epoch in attributes["epochs"]]
     assert value == pytest.approx(sum(accuracies) / 2)
     assert study.get_trials()[0].intermediate_values == {1: accuracies[0], 2: accuracies[1]}
     assert [type(event) for event in events] == [TrialStarted, EpochTrained, EpochTrained]

@@ -21,8 +21,8 @@ def _run(study, loss):
     trial, epochs = study.ask(), []
     for epoch in range(1, 16):
         averaged = loss * (1 - 0.02 * epoch) if epoch in RUNGS else None
-        val_loss = loss * (1 - 0.02 * epoch)
-        epochs.append(EpochResult(epoch, 0.1, 0.97, val_loss, 0.98, 0.1, 1.0, 0.1, averaged_loss=averaged))
+        eval_loss = loss * (1 - 0.02 * epoch)
+        epochs.append(EpochResult(epoch, 0.1, 0.97, eval_loss, 0.98, 0.1, 1.0, 0.1, averaged_loss=averaged))
         write_epochs(trial, epochs)
         trial.report(0.98, epoch)
         if trial.should_prune():

@@ -19,7 +19,7 @@ def test_averaging_leaves_the_training_as_it_is(images):
         network = build(ARCHITECTURE, seed=0)
         runs.append(list(train(network, RECIPE, split.train, val, seed=0, averaged_epochs=averaged_epochs)))
     plain, averaged = runs
-    assert [e.val_loss for e in plain] == [e.val_loss for e in averaged]
+    assert [e.eval_loss for e in plain] == [e.eval_loss for e in averaged]
     assert [e.train_loss for e in plain] == [e.train_loss for e in averaged]
     assert [e.averaged_loss is None for e in averaged] == [False, True, False]
     assert all(e.averaged_accuracy is None for e in plain)

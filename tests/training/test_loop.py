@@ -35,7 +35,7 @@ def figures(result):
 
 def test_it_learns(split):
     first, *_, last = run(split, replace(RECIPE, epochs=4))
-    assert last.val_accuracy > 0.93 and last.val_loss < first.val_loss / 2
+    assert last.eval_accuracy > 0.93 and last.eval_loss < first.eval_loss / 2
 
 
 def test_same_seed_same_numbers_other_seed_other_numbers(split):
@@ -48,12 +48,12 @@ def test_one_result_an_epoch_with_the_learning_rate_of_its_end(split):
     assert [r.number for r in results] == [1, 2, 3]
     assert results[0].learning_rate > results[1].learning_rate > results[2].learning_rate
     assert results[2].learning_rate < RECIPE.learning_rate / 1000
-    assert all(r.train_seconds > 0 and r.val_seconds > 0 for r in results)
+    assert all(r.train_seconds > 0 and r.eval_seconds > 0 for r in results)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "soap"])
 def test_other_optimizers_learn_too(split, optimizer):
-    assert run(split, Recipe(epochs=2, optimizer=optimizer, learning_rate=0.01))[-1].val_accuracy > 0.5
+    assert run(split, Recipe(epochs=2, optimizer=optimizer, learning_rate=0.01))[-1].eval_accuracy > 0.5
 
 
 def test_weight_decay_and_label_smoothing_are_used(split):
@@ -121,7 +121,7 @@ def test_recalibration_changes_what_is_evaluated_and_not_how_the_training_goes_o
     plain, recalibrated = (run(split, replace(RECIPE, recalibrated=on)) for on in (False, True))
     for one, other in zip(plain, recalibrated, strict=True):
         assert (one.train_loss, one.train_accuracy) == (other.train_loss, other.train_accuracy)
-        assert one.val_loss != other.val_loss
+        assert one.eval_loss != other.eval_loss
 
 
 def test_objective_is_the_mean_of_the_last_two_epochs():

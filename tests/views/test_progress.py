@@ -226,7 +226,7 @@ def test_real_search_and_confirmation_with_two_workers_are_shown_as_they_run(tmp
     epochs = [(worker, event, shown) for worker, event, shown in seen if isinstance(event, EpochTrained)]
     assert len(epochs) == 6
     for worker, event, shown in epochs:
-        accuracy = f"{event.epoch.val_accuracy:.2%}"
+        accuracy = f"{event.epoch.eval_accuracy:.2%}"
         line = rf"cpu #{worker.index} +trial {event.trial} +epoch {event.epoch.number}/2 +{accuracy} +c"
         assert re.search(line, shown) and f"cpu #{1 - worker.index} " in shown
     assert re.search(r"trials .* 3/3 ", seen[-1][2]) and re.search(r"best [\d.]+%  \d+ parameters  c", seen[-1][2])

@@ -208,7 +208,8 @@ def test_stop_cancels_every_task_and_queues_their_trials_again(driver, storage, 
 
 def test_search_command_runs_on_the_cluster_and_can_be_stopped_and_continued(cluster, postgresql_server, data_dir):
     url = postgresql_server.new_database()
-    options = ["--epochs", "2", "--train-images", "300", "--no-warm-start", "--storage", url, "--ray", cluster.address]
+    options = ["--epochs", "2", "--train-images", "300", "--max-params", "400", "--no-warm-start", "--storage", url]
+    options += ["--ray", cluster.address]
     command = [sys.executable, "-u", "-m", "nas_mnist", "search", *options, "--trials"]
     with subprocess.Popen([*command, "40"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as search:
         first = next(line for line in iter(search.stdout.readline, "") if line.startswith("1/40"))
