@@ -223,7 +223,7 @@ def test_describe_prints_the_program_of_a_training_step(capsys, in_tmp):
     assert code == 0
     lines = [" ".join(line.split()) for line in out.splitlines()]
     names = [re.sub(r"^\d+ ", "", line) for line in lines if re.match(r"\d+ [┌│└a-z]", line)]
-    for name in ("augment map", "┌ measure map", "└ activate pool map", "weight gradient map", "soap 0.0.weight"):
+    for name in ("augment map", "┌ measure map", "│ activate pool map", "weight gradient map", "soap 0.0.weight"):
         assert any(line.startswith(name) for line in names), out
 
 
