@@ -414,7 +414,7 @@ def test_search_goes_on_while_the_clock_is_set_to_and_fro(command, tmp_path, dat
         assert "trial" in process.stdout.readline()
         clock.write_text(offset)
     out, err = process.communicate()
-    assert process.returncode == 0 and "4 of 4 trials" in out and err == ""
+    assert (process.returncode, err) == (0, "") and "4 of 4 trials" in out
     check(Storage.parse(str(tmp_path / "studies/nas_mnist.db")), 4, "nas-mnist")
 
 
