@@ -186,11 +186,14 @@ def test_system_with_its_own_recipe_is_trained_with_both_and_told_apart(settings
 
 
 def test_every_class_of_lite_m1_has_a_gradient_and_keeps_it(images):
-    """From PyTorch's first weights the logit of some classes is 0 on every image."""
+    """From PyTorch's first weights the logit of some classes is 0 on every image.
+
+    At a rate that fits 200 steps: at that of 15 epochs, reached in 20 steps, a class may die whoever computes it.
+    """
     few = search_split(images, 6400).train
     own = baselines.OWN_TRAINING["lite-m1"]
     for seed in range(3):
         network = build(ZOO["lite-m1"].architecture, seed=seed, initialisation=own.initialisation)
-        (_, last) = train(network, replace(own.recipe, epochs=2), few, few, seed=seed)
+        *_, last = train(network, replace(own.recipe, epochs=4, learning_rate=0.01), few, few, seed=seed)
         predicted = torch.cat([logits.argmax(1) for logits, _ in predict(network, few)])
-        assert len(predicted.unique()) == 10 and last.eval_accuracy > 0.7
+        assert len(predicted.unique()) == 10 and last.eval_accuracy > 0.85

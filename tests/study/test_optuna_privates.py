@@ -12,7 +12,7 @@ from nas_mnist.study.shared import SharedStudy
 
 # Names, and what has them. `_get_stale_trial_ids` is overridden, the others are read.
 PRIVATE = {"_storage": "study", "_study_id": "study", "_trial_id": "trial", "_get_stale_trial_ids": "storage"}
-NOT_OF_OPTUNA = {"_exit", "_asdict"}  # os, and a named tuple's, which is public
+NOT_OF_OPTUNA = {"_exit", "_asdict", "_replace"}  # os, and a named tuple's, which are public
 OPTUNA_CLASSES = {"RDBStorage", "Study", "FileSystemArtifactStore"}  # that classes of the package derive from
 
 

@@ -132,7 +132,7 @@ def test_recipe_outside_the_space_is_refused():
         {"learning_rate": 5.0},
         {"batch_size": 100},
         {"augmentation": Augmentation(scale=0.5)},
-        {"calibrated": False},
+        {"recalibrated": False},
     )
     for changes in outside:
         recipe = replace(space.RECIPE, **changes)
