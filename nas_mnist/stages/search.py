@@ -128,9 +128,10 @@ def search(
     search_split(load_train(settings.data_dir, settings.dataset), settings.train_images)
     _prepare_study(settings, starts)
     trials = settings.load().get_trials(deepcopy=False)
-    on_event(None, SearchBegan(TrialCounts.of(trials).trained, next(iter(leaderboard(trials)), None)))
+    n_trained = TrialCounts.of(trials).trained
+    on_event(None, SearchBegan(n_trained, next(iter(leaderboard(trials)), None)))
     times: list[WorkerDone] = []
-    n_left = settings.n_trials - TrialCounts.of(trials).trained
+    n_left = settings.n_trials - n_trained
     with stopped_once():
         try:
             if n_left > 0:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -39,6 +38,7 @@ from nas_mnist.training.evaluation import final_accuracy, find_mistakes
 from nas_mnist.training.loop import EpochResult, train
 from nas_mnist.training.recipe import Optimizer, Recipe
 from nas_mnist.workers.events import Completed, OnEvent, Progress
+from nas_mnist.workers.machine import processor
 
 
 @dataclass(frozen=True)
@@ -202,9 +202,7 @@ def device_name(device: torch.device) -> str:
     """The GPU's name, or the processor's."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return processor()
 
 
 @cache

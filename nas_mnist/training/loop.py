@@ -54,7 +54,7 @@ def train(
     generator = torch.Generator(device).manual_seed(seed)
     n_steps = n_batches(len(train_images), recipe)
     rates = one_cycle(recipe.learning_rate, recipe.epochs * n_steps, recipe.warmup_fraction)
-    averaged = AveragedWeights(network)
+    averaged = AveragedWeights(network) if averaged_epochs else None
     known_rates = rates if is_trusted(device) else None
     steps = make_steps(network, recipe, train_images, generator, known_rates)
     for number in range(1, recipe.epochs + 1):
@@ -70,7 +70,9 @@ def train(
             recalibrate(network, train_images)
         trained = time.perf_counter()
         eval_loss, eval_accuracy = evaluate(network, val_images)
-        of_averaged = averaged.evaluate(train_images, val_images) if number in averaged_epochs else (None, None)
+        of_averaged = (
+            averaged.evaluate(train_images, val_images) if averaged and number in averaged_epochs else (None, None)
+        )
         evaluated = time.perf_counter()
         yield EpochResult(
             number,
@@ -87,15 +89,16 @@ def train(
 
 
 def _run(
-    steps: Steps, positions: Tensor, rates: Sequence[float], batch_size: int, averaged: AveragedWeights
+    steps: Steps, positions: Tensor, rates: Sequence[float], batch_size: int, averaged: AveragedWeights | None
 ) -> tuple[float, int]:
-    """The steps of an epoch in some twenty parts, after each of which the weights are averaged."""
+    """The steps of an epoch in some twenty parts, after each of which the weights are averaged, if they are to be."""
     n = -(-len(rates) // N_UPDATES)
     loss_sum, n_correct = 0.0, 0
     for part, own_rates in zip(positions.split(n * batch_size), _split(rates, n), strict=True):
         loss, correct = steps.run(part, own_rates)
         loss_sum, n_correct = loss_sum + loss, n_correct + correct
-        averaged.update()
+        if averaged:
+            averaged.update()
     return loss_sum, n_correct
 
 

@@ -123,7 +123,7 @@ class Soap(Optimizer):
         """Renew the bases where it is time; this waits for a GPU."""
         if self._n_prepared % PRECONDITION_FREQUENCY == 1:  # first after one step: before it is nothing to go by
             for matrix in self._matrices:
-                matrix.renew_bases()
+                renew_bases(matrix.square, matrix.factors, matrix.bases)
         self._n_prepared += 1
 
     @torch.no_grad()
@@ -156,21 +156,6 @@ class _Matrix:
         bases = tuple(torch.eye(n, dtype=mean.dtype, device=mean.device) for n in sizes)
         return _Matrix(parameter, mean, torch.zeros_like(mean), factors, bases)
 
-    def renew_bases(self) -> None:
-        """Find the eigenvectors anew, and what the squares are along them.
-
-        Left as they are, the squares would be those of other directions: where one was zero, a step would be endless.
-        """
-        turns = []
-        for factor, basis in zip(self.factors, self.bases, strict=True):
-            # In float64: where a channel has died, its values are denormal, and LAPACK may find NaN in float32.
-            # Where training has diverged, any basis will do: `eigh` would raise.
-            renewed = torch.linalg.eigh(factor.double().nan_to_num(0, 0, 0)).eigenvectors.to(basis.dtype)
-            turns.append((renewed.T @ basis).square())
-            basis.copy_(renewed)
-        rows, columns = turns
-        self.square.copy_(rows @ self.square @ columns.T)  # of a sum of directions that vary each on its own
-
     def step(self, rate: Tensor) -> None:
         gradient = self.parameter.grad.flatten(1)
         rows, columns = self.factors
@@ -181,6 +166,22 @@ class _Matrix:
         self.square.lerp_((left.T @ gradient @ right).square(), 1 - SOAP_BETA)
         direction = (left.T @ self.mean @ right) / (self.square.sqrt() + EPSILON)
         self.parameter.sub_((left @ direction @ right.T).view(self.parameter.shape) * rate)
+
+
+def renew_bases(square: Tensor, factors: tuple[Tensor, Tensor], bases: tuple[Tensor, Tensor]) -> None:
+    """Find the eigenvectors of a matrix's factors anew, and what its squares are along them, all in place.
+
+    Left as they are, the squares would be those of other directions: where one was zero, a step would be endless.
+    """
+    turns = []
+    for factor, basis in zip(factors, bases, strict=True):
+        # In float64: where a channel has died, its values are denormal, and LAPACK may find NaN in float32.
+        # Where training has diverged, any basis will do: `eigh` would raise.
+        renewed = torch.linalg.eigh(factor.double().nan_to_num(0, 0, 0)).eigenvectors.to(basis.dtype)
+        turns.append((renewed.T @ basis).square())
+        basis.copy_(renewed)
+    rows, columns = turns
+    square.copy_(rows @ square @ columns.T)  # of a sum of directions that vary each on its own
 
 
 def one_cycle(highest: float, n_steps: int, warmup_fraction: float) -> list[float]:

@@ -13,7 +13,7 @@ from nas_mnist.kernels.compilation import compiling
 from nas_mnist.kernels.instructions import Mode
 from nas_mnist.kernels.interpreter import Results, Settings, run
 from nas_mnist.model.network import Network
-from nas_mnist.training.optimizers import PRECONDITION_FREQUENCY
+from nas_mnist.training.optimizers import PRECONDITION_FREQUENCY, renew_bases
 from nas_mnist.training.plan import Factors, plan
 from nas_mnist.training.recipe import Recipe
 
@@ -141,12 +141,7 @@ def _settings(plan, network: Network, mode: Mode, batch_size: int, recipe: Recip
 
 
 def _renew_bases(factors: Factors, arena: np.ndarray) -> None:
-    """As `optimizers._Matrix.renew_bases`."""
-    turns = []
-    for place in (factors.rows, factors.columns):
-        factor, basis = torch.from_numpy(place.of(arena))
-        renewed = torch.linalg.eigh(factor.double().nan_to_num(0, 0, 0)).eigenvectors.float()
-        turns.append((renewed.T @ basis).square())
-        basis.copy_(renewed)
-    square = torch.from_numpy(factors.square.of(arena))
-    square.copy_(turns[0] @ square @ turns[1].T)
+    square, rows, columns = (
+        torch.from_numpy(place.of(arena)) for place in (factors.square, factors.rows, factors.columns)
+    )
+    renew_bases(square, (rows[0], columns[0]), (rows[1], columns[1]))

@@ -6,7 +6,6 @@ Processors, GPUs and drivers differ, and whoever wrote the fast steps has seen f
 import contextlib
 import json
 import math
-import os
 import shutil
 import subprocess
 import time
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 from nas_mnist.data.datasets import Normalisation
 from nas_mnist.data.images import Images
 from nas_mnist.data.unpacking import default_data_dir
+from nas_mnist.files import whole_file
 from nas_mnist.kernels.compilation import digest
 from nas_mnist.model.architecture import INPUT_SIDE, Architecture, parse
 from nas_mnist.model.network import Network, build
@@ -193,9 +193,9 @@ def remember(device: torch.device, comparisons: Collection[Comparison]) -> float
     difference = max(math.inf if math.isnan(c.difference) else c.difference for c in comparisons)
     path = default_data_dir() / VERDICTS
     with contextlib.suppress(OSError):
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(_read() | {identity(device): difference}, indent=2) + "\n")
-        temporary.replace(path)
+        known = _read() | {identity(device): difference}
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps(known, indent=2) + "\n")
     return difference
 
 

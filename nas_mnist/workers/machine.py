@@ -41,7 +41,7 @@ def processor() -> str:
             line.split(":", 1)[1].strip() for line in path.read_text().splitlines() if line.startswith("model name")
         )
         return next(names, platform.machine())
-    return platform.processor() or platform.machine()
+    return platform.machine()
 
 
 def cache_sizes(folder: Path = CACHES) -> dict[str, str]:

@@ -19,6 +19,7 @@ from networks import CASES, Case
 
 import nas_mnist
 from nas_mnist.data.unpacking import prepare
+from nas_mnist.workers.machine import processor
 
 WAYS = ("reference", "plain", "package")
 FORWARD_AND_BACKWARD = 3  # a multiply-add of the forward pass is one more for each of the two gradients
@@ -91,12 +92,8 @@ def measure(root: Path, repeats: int) -> dict:
 
 
 def machine() -> dict:
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
     versions = {name: version(name) for name in ("torch", "torchvision", "numba", "numpy")}
-    return {"cpu": cpu, "python": platform.python_version()} | versions
+    return {"cpu": processor(), "python": platform.python_version()} | versions
 
 
 def measure_network(crews: dict[str, Crew], name: str, case: Case, repeats: int) -> dict:

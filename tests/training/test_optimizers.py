@@ -7,7 +7,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.network import build
-from nas_mnist.training.optimizers import AdamW, Soap, make_optimizer, one_cycle
+from nas_mnist.training.optimizers import AdamW, Soap, make_optimizer, one_cycle, renew_bases
 from nas_mnist.training.recipe import Recipe
 
 SGD = Recipe(weight_decay=0.01, momentum=0.8)
@@ -74,7 +74,7 @@ def test_soap_turns_the_squares_with_the_bases():
         root = torch.randn(factor.shape, generator=generator)
         factor.copy_(root @ root.T)
     gradients = torch.randn(20_000, 4, 3, generator=generator) * matrix.square.sqrt()
-    matrix.renew_bases()
+    renew_bases(matrix.square, matrix.factors, matrix.bases)
     left, right = matrix.bases
     turned = (left.T @ gradients @ right).square().mean(0)
     torch.testing.assert_close(matrix.square, turned, rtol=0.1, atol=0)
