@@ -16,6 +16,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import faked_clock
 import optuna
 import psutil
 import pytest
@@ -396,20 +397,13 @@ def test_trial_is_never_handed_out_without_a_heartbeat(storage):
     assert query(storage, "SELECT count(*) FROM trial_heartbeats") == [(1,)]
 
 
-LIBFAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
-
-
-@pytest.mark.skipif(LIBFAKETIME is None, reason="libfaketime is not installed: see your distribution's packages")
+@pytest.mark.skipif(
+    not faked_clock.IS_INSTALLED, reason="libfaketime is not installed: see your distribution's packages"
+)
 def test_search_goes_on_while_the_clock_is_set_to_and_fro(command, tmp_path, data_dir):
     clock = tmp_path / "clock"
     clock.write_text("+0")
-    fake = {
-        "LD_PRELOAD": str(LIBFAKETIME),
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
-    process = command(tmp_path, *SEARCH, "--trials", 4, env=fake)
+    process = command(tmp_path, *SEARCH, "--trials", 4, env=faked_clock.environment(clock))
     for offset in ("+1d", "-2d", "+40d"):
         assert "trial" in process.stdout.readline()
         clock.write_text(offset)

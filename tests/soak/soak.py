@@ -30,6 +30,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import faked_clock
+
 from nas_mnist.errors import NasMnistError
 from nas_mnist.solution import predict
 from nas_mnist.study import ownership, studies
@@ -40,7 +44,6 @@ from nas_mnist.study.storage import Storage
 TRIALS_A_ROUND, FAULTS_A_ROUND, WORKERS, EPOCHS = 5, 4, 2, 2
 DISK_BYTES = 32_000_000
 PATIENCE_SECONDS = 600  # for one run of the command to begin its first trial, or to end
-FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 
 @dataclass
@@ -82,14 +85,7 @@ class Search:
             )
 
     def _faked_clock(self) -> dict[str, str]:
-        if FAKETIME is None:
-            return {}
-        return {
-            "LD_PRELOAD": str(FAKETIME),
-            "FAKETIME_TIMESTAMP_FILE": str(self.clock),
-            "FAKETIME_CACHE_DURATION": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }
+        return faked_clock.environment(self.clock) if faked_clock.IS_INSTALLED else {}
 
     @property
     def workers(self) -> list[psutil.Process]:
@@ -440,7 +436,11 @@ def main() -> int:
     search.disk.mkdir()
     search.clock.write_text("+0")
     with small_disk(search.disk) as mounted:
-        faults = FAULTS | ({"disk full": fill_disk} if mounted else {}) | ({"clock set": set_clock} if FAKETIME else {})
+        faults = (
+            FAULTS
+            | ({"disk full": fill_disk} if mounted else {})
+            | ({"clock set": set_clock} if faked_clock.IS_INSTALLED else {})
+        )
         soak = Soak(search, random.Random(arguments.seed), faults, {name: Tally() for name in faults})
         try:
             _run(soak, arguments.rounds, console)
