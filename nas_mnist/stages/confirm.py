@@ -228,5 +228,5 @@ def _train_pair(
     val_accuracies = []
     for epoch in train(network, candidate.recipe, train_images, split.val, seed=seed):
         val_accuracies.append(epoch.eval_accuracy)
-        on_event(EpochTrained(trial, epoch))
+        on_event(EpochTrained(trial, epoch, of=candidate.recipe.epochs))
     return final_accuracy(val_accuracies)

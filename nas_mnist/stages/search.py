@@ -23,7 +23,7 @@ from nas_mnist.model.architecture import NO_LIMITS, Architecture, Limits
 from nas_mnist.stages.trial import TrialSettings, WorkerDone, objective, to_candidate, work_off
 from nas_mnist.study import space, studies
 from nas_mnist.study.pruner import RungPruner, best_first
-from nas_mnist.study.records import TrialCounts, TrialRecord, is_trained, leaderboard, warm_start_attributes
+from nas_mnist.study.records import TrialCounts, TrialRecord, is_trained, leaderboard, n_epochs, warm_start_attributes
 from nas_mnist.study.sampler import EvolutionSampler
 from nas_mnist.study.shared import SharedStudy, recover, requeue, until_trained
 from nas_mnist.study.space import Candidate, Parameters
@@ -43,7 +43,6 @@ class SearchSettings(TrialSettings):
     """What a search is asked to do."""
 
     n_trials: int = 100  # trained trials in the study when it is done, earlier runs counted in
-    prune: bool = True
     warm_start: bool = True
 
     @property
@@ -172,12 +171,12 @@ def _check_limit(name: str, limit: int | None, what: str, measure: Callable[[Arc
 def summarise(settings: SearchSettings, seconds: float, times: list[WorkerDone]) -> Summary:
     trials = settings.load().get_trials(deepcopy=False)
     trained = [trial for trial in trials if is_trained(trial)]
-    epochs = sum(len(trial.intermediate_values) for trial in trained)
+    epochs = sum(n_epochs(trial) for trial in trained)
     training, total = sum(t.training_seconds for t in times), sum(t.total_seconds for t in times)
     return Summary(
         counts=TrialCounts.of(trials),
         epochs_trained=epochs,
-        epochs_saved=len(trained) * settings.epochs - epochs,
+        epochs_saved=max(0, len(trained) * settings.epochs - epochs),
         best=leaderboard(trials)[:5],
         seconds=seconds,
         overhead=1 - training / total if training else None,

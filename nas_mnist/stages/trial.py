@@ -2,8 +2,9 @@
 
 import platform
 import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from typing import Any, Literal, get_args
@@ -19,16 +20,19 @@ from nas_mnist.model.architecture import NO_LIMITS, Limits
 from nas_mnist.model.network import Network, build, count_parameters
 from nas_mnist.study import space
 from nas_mnist.study.artifacts import Artifacts
-from nas_mnist.study.pruner import RUNGS
+from nas_mnist.study.pruner import AVERAGED_EPOCHS, SHORT_EPOCHS, SHORT_RUN
 from nas_mnist.study.records import (
     TrialRecord,
+    how_far,
     is_over_budget,
     leaderboard,
+    n_epochs,
     write_candidate,
     write_epochs,
     write_excess,
     write_origin,
     write_reason,
+    write_short_run,
 )
 from nas_mnist.study.shared import SharedStudy
 from nas_mnist.study.space import Candidate
@@ -54,6 +58,7 @@ class TrialStarted:
 class EpochTrained(Progress):
     trial: int
     epoch: EpochResult
+    of: int  # epochs of this training, which may be a trial's short run
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,8 @@ class TrialEnded(Completed):
 
     trial: int
     over_budget: bool
-    n_epochs: int
+    n_epochs: int  # of the short run and the long one
+    stopped: str  # where, if it was pruned
     accuracy: float | None  # the objective; None if it was pruned
 
 
@@ -84,6 +90,7 @@ class TrialSettings(StudyRef):
     max_params: int = MAX_PARAMS  # a network has fewer
     limits: Limits = NO_LIMITS
     epochs: int = MAX_EPOCHS
+    prune: bool = True
     optimizer: Optimizer = space.RECIPE.optimizer
     seed: int = 0
     sampler: Sampler = "evolution"
@@ -125,8 +132,8 @@ def work_off(study: SharedStudy, objective: Callable[[optuna.Trial, OnEvent], fl
 def _ended(trial: FrozenTrial) -> TrialEnded:
     """Optuna gives a pruned trial its last report as its value, which is no objective."""
     complete = trial.state == optuna.trial.TrialState.COMPLETE
-    n_epochs = len(trial.intermediate_values)
-    return TrialEnded(trial.number, is_over_budget(trial), n_epochs, trial.value if complete else None)
+    accuracy = trial.value if complete else None
+    return TrialEnded(trial.number, is_over_budget(trial), n_epochs(trial), how_far(trial), accuracy)
 
 
 def objective(
@@ -148,8 +155,11 @@ def objective(
     if over := TrialRecord.from_trial(trial).excess:
         raise optuna.TrialPruned(f"over the budget of {', '.join(over)}")
     on_event(TrialStarted(trial.number, str(candidate.architecture), n_parameters))
+    if settings.prune and settings.epochs > SHORT_EPOCHS:
+        _run_short(trial, candidate, split, seed, device, on_event)
     network = build(candidate.architecture, seed=seed, device=device)
-    epochs = train_and_report(trial, network, candidate.recipe, split, seed, on_event, averaged_epochs=RUNGS)
+    averaged = AVERAGED_EPOCHS if settings.prune else ()
+    epochs = train_and_report(trial, network, candidate.recipe, split, seed, on_event, averaged_epochs=averaged)
     accuracy = final_accuracy([epoch.eval_accuracy for epoch in epochs])
     if _is_among_the_best(accuracy, trial.study, settings.keep_weights):
         artifacts = Artifacts(trial.study, settings.storage.artifacts)
@@ -169,6 +179,26 @@ def record(
     write_candidate(trial, candidate, n_parameters, seed, device_name(device), versions())
 
 
+def _run_short(
+    trial: optuna.Trial, candidate: Candidate, split: Split, seed: int, device: torch.device, on_event: OnEvent
+) -> None:
+    """A complete schedule of few epochs, of a network that is not kept: what it comes to says which are worth all.
+
+    Raises `optuna.TrialPruned` unless it is among the best of late, also if the loss is not finite.
+    """
+    network = build(candidate.architecture, seed=seed, device=device)
+    recipe = replace(candidate.recipe, epochs=SHORT_EPOCHS)
+    epochs: list[EpochResult] = []
+    with _pruned_if_diverged(trial):
+        for epoch in train(network, recipe, split.train, split.val, seed=seed):
+            epochs.append(epoch)
+            write_short_run(trial, epochs)
+            on_event(EpochTrained(trial.number, epoch, of=SHORT_EPOCHS))
+    trial.report(epochs[-1].eval_accuracy, SHORT_RUN)
+    if trial.should_prune():
+        raise optuna.TrialPruned("others did better in their short runs")
+
+
 def train_and_report(
     trial: optuna.Trial,
     network: Network,
@@ -183,18 +213,24 @@ def train_and_report(
     Raises `optuna.TrialPruned`, also if the loss is not finite; then its record says so.
     """
     epochs: list[EpochResult] = []
-    try:
+    with _pruned_if_diverged(trial):
         for epoch in train(network, recipe, split.train, split.val, seed=seed, averaged_epochs=averaged_epochs):
             epochs.append(epoch)
             write_epochs(trial, epochs)
             trial.report(epoch.eval_accuracy, epoch.number)
-            on_event(EpochTrained(trial.number, epoch))
+            on_event(EpochTrained(trial.number, epoch, of=recipe.epochs))
             if epoch.number < recipe.epochs and trial.should_prune():
                 raise optuna.TrialPruned("cannot win any more")
+    return epochs
+
+
+@contextmanager
+def _pruned_if_diverged(trial: optuna.Trial) -> Iterator[None]:
+    try:
+        yield
     except TrainingDiverged as error:
         write_reason(trial, str(error))
         raise optuna.TrialPruned(str(error)) from None
-    return epochs
 
 
 @cache

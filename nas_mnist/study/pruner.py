@@ -1,7 +1,7 @@
-"""When a trial is stopped: at a rung, unless its averaged weights are among the best that came there of late.
+"""When a trial is stopped: at a rung, unless it is among the best that came there of late.
 
-A network's accuracy in the middle of a one-cycle schedule is mostly noise. The loss of its averaged weights ranks
-candidates; `studies/README.md` has the figures.
+A network's accuracy in the middle of a one-cycle schedule is mostly noise. What ranks candidates is the loss after a
+complete schedule, be it short, and later that of averaged weights; `studies/README.md` has the figures.
 """
 
 import math
@@ -12,10 +12,12 @@ from optuna import Study
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState
 
-from nas_mnist.study.records import epochs_of
-from nas_mnist.training.loop import EpochResult
+from nas_mnist.study.records import epochs_of, short_run_of
 
-RUNGS = {2: 1 / 2, 5: 1 / 4}  # epoch: the share of those that come there which goes on
+SHORT_EPOCHS = 3  # of the short run, a training of its own before that of all epochs
+SHORT_RUN = 0  # the rung at its end
+RUNGS = {SHORT_RUN: 1 / 5, 5: 1 / 2}  # epoch: the share of those that come there which goes on
+AVERAGED_EPOCHS = tuple(rung for rung in RUNGS if rung != SHORT_RUN)
 N_RECENT = 24  # trials that a trial is compared with: later ones are better, and earlier ones would be beaten by all
 
 
@@ -30,20 +32,25 @@ class RungPruner(BasePruner):
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         epoch = trial.last_step
-        own = signal(epochs_of(trial), epoch)
+        own = signal(trial, epoch)
         if epoch not in self._rungs or own is None:
             return False
         states = (TrialState.RUNNING, TrialState.PRUNED, TrialState.COMPLETE)
         others = [t for t in study.get_trials(deepcopy=False, states=states) if t.number != trial.number]
-        recent = [s for t in others if (s := signal(epochs_of(t), epoch)) is not None][-self._n_recent :]
+        recent = [s for t in others if (s := signal(t, epoch)) is not None][-self._n_recent :]
         return sum(s > own for s in recent) >= math.ceil(self._rungs[epoch] * (len(recent) + 1))
 
 
-def signal(epochs: Sequence[EpochResult], epoch: int | None) -> float | None:
-    """How good the averaged weights were after this epoch, the larger the better: less their loss, in nats."""
-    if epoch is None or not 1 <= epoch <= len(epochs):
+def signal(trial: FrozenTrial, rung: int | None) -> float | None:
+    """How good a trial was at a rung, the larger the better: less its loss, in nats; None if it did not come there."""
+    if rung is None:
         return None
-    loss = epochs[epoch - 1].averaged_loss
+    if rung == SHORT_RUN:
+        short_run = short_run_of(trial)
+        loss = short_run[-1].eval_loss if len(short_run) == SHORT_EPOCHS else None
+    else:
+        epochs = epochs_of(trial)
+        loss = epochs[rung - 1].averaged_loss if rung <= len(epochs) else None
     return None if loss is None or not math.isfinite(loss) else -loss
 
 
@@ -62,7 +69,7 @@ def best_first(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 def _seen(trial: FrozenTrial) -> dict[float, float]:
     """Less the logarithm of the loss at every rung that the trial came to, and at the end (infinity)."""
     epochs = epochs_of(trial)
-    seen: dict[float, float] = {epoch: -math.log(-s) for epoch in RUNGS if (s := signal(epochs, epoch))}
+    seen: dict[float, float] = {rung: -math.log(-s) for rung in RUNGS if (s := signal(trial, rung))}
     if trial.state == TrialState.COMPLETE and epochs:
         seen[math.inf] = -math.log(max(epochs[-1].eval_loss, 1e-9))
     return seen

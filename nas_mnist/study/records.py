@@ -63,6 +63,7 @@ class TrialRecord:
     versions: str | None = None
     recipe_values: dict[str, Any] | None = None  # in the form of the version that wrote it
     seconds: float = 0.0  # of training and validation
+    short_run: tuple[EpochResult, ...] = ()  # the training of few epochs before that of all
     epochs: tuple[EpochResult, ...] = ()
     reason: str | None = None  # why it diverged
     reference: str | None = None  # the warm start that it is, by name
@@ -86,6 +87,7 @@ class TrialRecord:
             | {
                 "number": trial.number,
                 "recipe_values": values.get("recipe"),
+                "short_run": short_run_of(trial),
                 "epochs": epochs_of(trial),
                 "origin": values.get("origin", values.get("reference", "")),
                 "process": str(values.get(OWNER, "unknown")),
@@ -104,8 +106,24 @@ class TrialRecord:
 
 
 def epochs_of(trial: FrozenTrial | optuna.Trial) -> tuple[EpochResult, ...]:
-    """The result of each epoch so far."""
+    """The result of each epoch so far, the short run apart."""
     return tuple(epoch_from(values) for values in trial.user_attrs.get("epochs", ()))
+
+
+def short_run_of(trial: FrozenTrial | optuna.Trial) -> tuple[EpochResult, ...]:
+    """The result of each epoch of the short run so far."""
+    return tuple(epoch_from(values) for values in trial.user_attrs.get("short_run", ()))
+
+
+def n_epochs(trial: FrozenTrial) -> int:
+    """Epochs that were trained for this trial, those of its short run counted in."""
+    return len(trial.user_attrs.get("short_run", ())) + sum(step > 0 for step in trial.intermediate_values)
+
+
+def how_far(trial: FrozenTrial) -> str:
+    """Where a trial was stopped, as people read it."""
+    n = max(trial.intermediate_values, default=0)
+    return f"after epoch {n}" if n else "after its short run"
 
 
 def epoch_from(values: Mapping[str, Any]) -> EpochResult:
@@ -138,12 +156,17 @@ def write_excess(trial: optuna.Trial, n_parameters: int, max_params: int, others
             trial.set_constraint(name, excess)
 
 
+def write_short_run(trial: optuna.Trial, epochs: Sequence[EpochResult]) -> None:
+    _write(trial, short_run=[asdict(epoch) for epoch in epochs], seconds=_seconds(epochs))
+
+
 def write_epochs(trial: optuna.Trial, epochs: Sequence[EpochResult]) -> None:
-    _write(
-        trial,
-        epochs=[asdict(epoch) for epoch in epochs],
-        seconds=sum(epoch.train_seconds + epoch.eval_seconds for epoch in epochs),
-    )
+    seconds = _seconds([*short_run_of(trial), *epochs])
+    _write(trial, epochs=[asdict(epoch) for epoch in epochs], seconds=seconds)
+
+
+def _seconds(epochs: Sequence[EpochResult]) -> float:
+    return sum(epoch.train_seconds + epoch.eval_seconds for epoch in epochs)
 
 
 def write_origin(trial: optuna.Trial, origin: str) -> None:

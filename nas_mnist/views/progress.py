@@ -19,7 +19,6 @@ from nas_mnist.stages.search import SearchBegan, SearchSettings, Summary
 from nas_mnist.stages.trial import EpochTrained, TrialEnded, TrialStarted
 from nas_mnist.study.records import TrialRecord
 from nas_mnist.study.storage import Outage, OutageEnded
-from nas_mnist.training.loop import EpochResult
 from nas_mnist.workers.events import Worker, WorkerDied
 
 
@@ -28,7 +27,8 @@ class _Line:
     """What one worker is at."""
 
     started: TrialStarted | None = None
-    epoch: EpochResult | None = None
+    trained: EpochTrained | None = None  # the last epoch
+    n_epochs: int = 0  # of the short run and the long one
 
 
 class SearchDisplay:
@@ -72,10 +72,11 @@ class SearchDisplay:
                 self._lines[worker.index] = _Line(event)
             case EpochTrained(epoch=epoch):
                 self._epochs_here += 1
-                self._lines[worker.index].epoch = epoch
+                line = self._lines[worker.index]
+                line.trained, line.n_epochs = event, line.n_epochs + 1
                 if self._verbose:
                     self._say(
-                        f"  trial {event.trial}: epoch {epoch.number}, {epoch.eval_accuracy:.2%}, "
+                        f"  trial {event.trial}: {_epoch(event, self._settings)}, {epoch.eval_accuracy:.2%}, "
                         f"loss {epoch.eval_loss:.4f}, {epoch.train_seconds + epoch.eval_seconds:.1f} s"
                     )
             case TrialEnded():
@@ -108,7 +109,7 @@ class SearchDisplay:
         started = line.started or TrialStarted(event.trial, "?", 0)
         if event.accuracy is not None and (self._best is None or event.accuracy > self._best[0]):
             self._best = event.accuracy, started
-        outcome = f"{event.accuracy:.2%}" if event.accuracy is not None else f"pruned after epoch {event.n_epochs}"
+        outcome = f"{event.accuracy:.2%}" if event.accuracy is not None else f"pruned {event.stopped}"
         self._say(
             f"{self._n_trained}/{self._settings.n_trials}  trial {event.trial}: {outcome}, "
             f"{started.n_parameters:,} parameters, {started.architecture}"
@@ -122,7 +123,7 @@ class SearchDisplay:
         """From the epochs and trials of this run; unknown before the first trial has ended."""
         if not self._epochs_done:
             return ""
-        in_flight = sum(line.epoch.number if line.epoch else 0 for line in self._lines.values())
+        in_flight = sum(line.n_epochs for line in self._lines.values())
         per_trial = (self._epochs_here - in_flight) / self._epochs_done  # epochs, pruning counted in
         left = max(0.0, (self._settings.n_trials - self._n_trained) * per_trial - in_flight)
         seconds = (self._console.get_time() - self._start) / max(1, self._epochs_here) * left
@@ -143,9 +144,14 @@ class SearchDisplay:
     def _cells(self, line: _Line) -> tuple[str, str, str, str]:
         if line.started is None:
             return "[dim]waiting", "", "", ""
-        accuracy = f"{line.epoch.eval_accuracy:.2%}" if line.epoch else ""
-        epoch = f"{line.epoch.number if line.epoch else 0}/{self._settings.epochs}"
-        return f"trial {line.started.trial}", f"epoch {epoch}", accuracy, line.started.architecture
+        if line.trained is None:
+            return f"trial {line.started.trial}", "epoch 0", "", line.started.architecture
+        accuracy = f"{line.trained.epoch.eval_accuracy:.2%}"
+        return f"trial {line.started.trial}", _epoch(line.trained, self._settings), accuracy, line.started.architecture
+
+
+def _epoch(event: EpochTrained, settings: SearchSettings) -> str:
+    return f"{'epoch' if event.of == settings.epochs else 'short run,'} {event.epoch.number}/{event.of}"
 
 
 class RunDisplay:

@@ -34,7 +34,7 @@ from nas_mnist.stages import confirm, retrain, search
 from nas_mnist.stages.confirm import Confirmed
 from nas_mnist.stages.retrain import Retrained
 from nas_mnist.study import studies
-from nas_mnist.study.records import TrialCounts, TrialRecord, ancestors, is_trained, leaderboard
+from nas_mnist.study.records import TrialCounts, TrialRecord, ancestors, how_far, is_trained, leaderboard, n_epochs
 from nas_mnist.study.storage import Storage
 from nas_mnist.views import study_figures, tables
 from nas_mnist.views.progress import duration
@@ -200,8 +200,8 @@ def _summary(
 
 
 def _epochs(trained: Sequence[FrozenTrial], max_epochs: int) -> str:
-    spent, full = sum(len(trial.intermediate_values) for trial in trained), len(trained) * max_epochs
-    saved = full - spent
+    spent, full = sum(n_epochs(trial) for trial in trained), len(trained) * max_epochs
+    saved = max(0, full - spent)
     return f"{spent:,} trained, {saved:,} saved by pruning" + (f" ({saved / full:.0%})" if full else "")
 
 
@@ -283,7 +283,7 @@ def _family(trials: Sequence[FrozenTrial]) -> list[tuple[str, TrialRecord]]:
 def _reached(trial: FrozenTrial) -> str:
     if trial.state == optuna.trial.TrialState.COMPLETE:
         return f"{trial.value:.2%}"
-    return f"stopped after epoch {len(trial.intermediate_values)}"
+    return f"stopped {how_far(trial)}"
 
 
 def _drawing(line: str) -> Markup | None:

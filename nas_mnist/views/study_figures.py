@@ -20,7 +20,7 @@ from nas_mnist.data.datasets import MNIST, Dataset
 from nas_mnist.model.zoo import ZOO
 from nas_mnist.stages.confirm import Confirmed
 from nas_mnist.stages.retrain import Retrained
-from nas_mnist.study.records import TrialRecord, is_over_budget, is_trained, leaderboard
+from nas_mnist.study.records import TrialRecord, how_far, is_over_budget, is_trained, leaderboard, n_epochs
 from nas_mnist.views.tables import plus_minus
 
 BLUE, ORANGE, GREEN, VERMILLION = "#0072b2", "#e69f00", "#009e73", "#d55e00"
@@ -190,8 +190,8 @@ def optimisation_history(trials: Sequence[FrozenTrial]) -> go.Figure:
 
 
 def learning_curves(trials: Sequence[FrozenTrial], n_best: int = N_BEST) -> go.Figure:
-    """Validation accuracy after every epoch of every trained trial, the best ones highlighted."""
-    trained = [t for t in trials if t.intermediate_values]
+    """Validation accuracy after every epoch of every trial that was more than a short run, the best highlighted."""
+    trained = [t for t in trials if _curve(t)]
     if not trained:
         raise NothingToDraw("No trial has finished an epoch yet, so there is no learning curve.")
     best = leaderboard(trials)[:n_best]
@@ -203,9 +203,14 @@ def learning_curves(trials: Sequence[FrozenTrial], n_best: int = N_BEST) -> go.F
     _curves(figure, "other finished trials", finished, SKY, 1, "solid", 0.6)
     _curves(figure, f"the next {len(best) - 1}", best[1:], BLUE, 1.8, "solid", 0.9)
     _curves(figure, "the best", best[:1], VERMILLION, 3, "solid", 1.0)
-    n_epochs = max(max(t.intermediate_values) for t in trained)
-    figure.update_xaxes(tickformat="d", dtick=1 if n_epochs <= 20 else None, range=[0.7, n_epochs + 0.3])
-    return _show_errors_as_accuracy(figure, [_error(v) for t in trained for v in t.intermediate_values.values()])
+    last = max(max(_curve(t)) for t in trained)
+    figure.update_xaxes(tickformat="d", dtick=1 if last <= 20 else None, range=[0.7, last + 0.3])
+    return _show_errors_as_accuracy(figure, [_error(v) for t in trained for v in _curve(t).values()])
+
+
+def _curve(trial: FrozenTrial) -> dict[int, float]:
+    """Accuracy by epoch, without the short run."""
+    return {step: value for step, value in sorted(trial.intermediate_values.items()) if step > 0}
 
 
 def _curves(
@@ -216,7 +221,7 @@ def _curves(
         return
     x, y, hover, sizes = [], [], [], []
     for trial in trials:
-        values = sorted(trial.intermediate_values.items())
+        values = list(_curve(trial).items())
         # Without a mark, a curve of one epoch would not be seen.
         sizes += [5 if len(trials) == 1 or len(values) == 1 else 0] * len(values) + [0]
         x += [*(epoch for epoch, _ in values), None]
@@ -242,7 +247,7 @@ def epochs_spent(trials: Sequence[FrozenTrial], max_epochs: int) -> go.Figure:
     trained = sorted((t for t in trials if is_trained(t)), key=lambda t: t.datetime_complete)
     if not trained:
         raise NothingToDraw("No trial has been trained yet, so no epochs have been spent.")
-    spent = list(accumulate(len(t.intermediate_values) for t in trained))
+    spent = list(accumulate(n_epochs(t) for t in trained))
     figure = _figure("trained trials", "epochs")
     numbers = list(range(1, len(trained) + 1))
     hover = [
@@ -400,7 +405,7 @@ def _hover(trial: FrozenTrial) -> str:
     if trial.state == TrialState.COMPLETE:
         line += f": {trial.value:.2%}"
     elif trial.intermediate_values:
-        line += f": {outcome(trial)} after epoch {max(trial.intermediate_values)}"
+        line += f": {outcome(trial)} {how_far(trial)}"
     record = TrialRecord.from_trial(trial)
     if record.n_parameters is not None:
         line += f", {record.n_parameters:,} parameters"

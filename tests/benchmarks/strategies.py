@@ -27,15 +27,19 @@ from sklearn.model_selection import cross_val_predict
 
 from nas_mnist.model.architecture import Architecture, Conv, parse
 from nas_mnist.study import space
-from nas_mnist.study.pruner import RUNGS, RungPruner, best_first
-from nas_mnist.study.records import write_epochs
+from nas_mnist.study.pruner import RUNGS, SHORT_EPOCHS, SHORT_RUN, RungPruner, best_first
+from nas_mnist.study.records import write_epochs, write_short_run
 from nas_mnist.study.sampler import EvolutionSampler
 from nas_mnist.study.storage import experimental
 from nas_mnist.training.loop import EpochResult
 from nas_mnist.training.recipe import Recipe
 
 MAX_PARAMS, EPOCHS, MODEL_EPOCHS = 2000, 15, 3
-NOISE = {2: 0.22, 5: 0.16, EPOCHS: 0.10}  # SD of what is seen after an epoch, in the logarithm of the error
+NOISE = {
+    SHORT_RUN: 0.15,
+    5: 0.16,
+    EPOCHS: 0.10,
+}  # SD of what is seen at a rung and at the end, in the logarithm of the error
 RANGES = space.distributions()
 
 
@@ -160,17 +164,20 @@ def play(name: str, pruner: str, seed: int, n_epochs: int, predict: Callable[[sp
 
 def _train(trial: optuna.Trial, worth: float, rng: np.random.Generator) -> tuple[int, float | None]:
     """As the objective would: epochs trained, and the result, None if it was stopped."""
-    epochs = [EpochResult(epoch, *[0.0] * 7) for epoch in range(1, EPOCHS + 1)]  # nobody asks what else there was
-    for rung in sorted(RUNGS):
-        loss = math.exp(-(worth + rng.normal(0, NOISE[rung])))
-        epochs[rung - 1] = replace(epochs[rung - 1], averaged_loss=loss)
-        write_epochs(trial, epochs[:rung])
+    seen = {rung: worth + rng.normal(0, NOISE[rung]) for rung in (*RUNGS, EPOCHS)}
+    blank = [EpochResult(epoch, *[0.0] * 7) for epoch in range(1, EPOCHS + 1)]  # nobody asks what else there was
+    pruned = not isinstance(trial.study.pruner, optuna.pruners.NopPruner)
+    for rung in sorted(RUNGS) if pruned else ():
+        loss = math.exp(-seen[rung])
+        if rung == SHORT_RUN:
+            write_short_run(trial, [*blank[: SHORT_EPOCHS - 1], replace(blank[SHORT_EPOCHS - 1], eval_loss=loss)])
+        else:
+            write_epochs(trial, [*blank[: rung - 1], replace(blank[rung - 1], averaged_loss=loss)])
         trial.report(0.0, rung)
         if trial.should_prune():
-            return rung, None
-    seen = worth + rng.normal(0, NOISE[EPOCHS])
-    write_epochs(trial, [*epochs[:-1], replace(epochs[-1], eval_loss=math.exp(-seen))])
-    return EPOCHS, seen
+            return SHORT_EPOCHS + rung, None
+    write_epochs(trial, [*blank[:-1], replace(blank[-1], eval_loss=math.exp(-seen[EPOCHS]))])
+    return SHORT_EPOCHS * pruned + EPOCHS, seen[EPOCHS]
 
 
 # --- results ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from nas_mnist.data.datasets import MNIST
 from nas_mnist.data.folds import search_split
 from nas_mnist.model.architecture import Architecture, Conv, MaxPool
 from nas_mnist.model.network import build
-from nas_mnist.study.pruner import RUNGS
+from nas_mnist.study.pruner import AVERAGED_EPOCHS
 from nas_mnist.task import MAX_EPOCHS
 from nas_mnist.training import averaging, loop
 from nas_mnist.training.augmentation import Augmentation, affine, draw_matrices
@@ -169,9 +169,9 @@ class Package(Way):
         ):
             epochs = loop.train(network, recipe, self.split.train, self.split.val, seed=1, averaged_epochs=[1])
             epoch = next(epochs)
-        judging = MAX_EPOCHS * (sum(calibration) + sum(validation)) + len(RUNGS) * sum(of_averaged)
+        judging = MAX_EPOCHS * (sum(calibration) + sum(validation)) + len(AVERAGED_EPOCHS) * sum(of_averaged)
         seconds = MAX_EPOCHS * (epoch.train_seconds + epoch.eval_seconds - sum(of_averaged))
-        seconds += len(RUNGS) * sum(of_averaged)
+        seconds += len(AVERAGED_EPOCHS) * sum(of_averaged)
         return {"seconds": seconds, "evaluation_share": judging / seconds}
 
 

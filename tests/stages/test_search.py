@@ -17,7 +17,7 @@ from nas_mnist.stages.trial import EpochTrained, TrialEnded, TrialStarted
 from nas_mnist.study import space, studies
 from nas_mnist.study.ownership import OWNER, owner
 from nas_mnist.study.pruner import RungPruner
-from nas_mnist.study.records import CONSTRAINT, is_over_budget
+from nas_mnist.study.records import CONSTRAINT, TrialRecord, how_far, is_over_budget, n_epochs
 from nas_mnist.study.storage import Storage
 from nas_mnist.workers.events import Worker
 
@@ -59,6 +59,36 @@ def test_objective_records_what_was_trained_and_returns_the_last_epochs(settings
     assert study.get_trials()[0].intermediate_values == {1: accuracies[0], 2: accuracies[1]}
     assert [type(event) for event in events] == [TrialStarted, EpochTrained, EpochTrained]
     assert study.get_trials()[0].constraints == {CONSTRAINT: architecture.n_parameters - 7999}
+
+
+def test_of_a_long_search_a_candidate_is_trained_shortly_first_and_stopped_if_others_did_better(settings, few):
+    longer = replace(settings, epochs=4)
+    study, trial = ask(longer, convs_1=2, fill=0.1)
+    events = []
+    value = search.objective(trial, longer, few, CPU, events.append)
+    study.tell(trial, value)
+    assert [(e.epoch.number, e.of) for e in events[1:]] == [(1, 3), (2, 3), (3, 3), (1, 4), (2, 4), (3, 4), (4, 4)]
+    first = study.trials[0]
+    record = TrialRecord.from_trial(first)
+    assert [len(record.short_run), len(record.epochs), n_epochs(first)] == [3, 4, 7]
+    assert list(first.intermediate_values) == [0, 1, 2, 3, 4] and first.intermediate_values[0] != value
+    assert record.short_run[-1].learning_rate < record.epochs[2].learning_rate / 10, "the schedule was a whole one"
+    trained = (*record.short_run, *record.epochs)
+    assert record.seconds == pytest.approx(sum(e.train_seconds + e.eval_seconds for e in trained))
+
+    study.enqueue_trial(first.params | {"learning_rate": 0.004, "convs_1": 1})
+    worse = study.ask()
+    with pytest.raises(optuna.TrialPruned, match="others did better"):
+        search.objective(worse, longer, few, CPU, events.append)
+    study.tell(worse, state=TrialState.PRUNED)
+    assert n_epochs(study.trials[1]) == 3 and how_far(study.trials[1]) == "after its short run"
+
+
+def test_nothing_is_trained_shortly_where_nothing_is_pruned(settings, few):
+    longer = replace(settings, epochs=4, prune=False)
+    study, trial = ask(longer, convs_1=2, fill=0.1)
+    search.objective(trial, longer, few, CPU, lambda event: None)
+    assert list(study.get_trials()[0].intermediate_values) == [1, 2, 3, 4]
 
 
 def test_over_budget_candidate_is_recorded_but_never_trained(settings, few):

@@ -4,21 +4,26 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from nas_mnist.study.pruner import RUNGS, RungPruner, best_first, signal
-from nas_mnist.study.records import epochs_of, write_epochs
+from nas_mnist.study.pruner import RUNGS, SHORT_EPOCHS, SHORT_RUN, RungPruner, best_first, signal
+from nas_mnist.study.records import write_epochs, write_short_run
 from nas_mnist.training.loop import EpochResult
 
-FIRST = min(RUNGS)
+SECOND = max(RUNGS)
 
 
 def run(losses, **settings):
-    """Trials whose averaged weights have these losses in every epoch, one after another; the epochs each was given."""
+    """Trials that stand at these losses wherever they are looked at, one after another; the long epochs of each."""
     study = optuna.create_study(direction="maximize", pruner=RungPruner(**settings))
     return study, [_run(study, loss) for loss in losses]
 
 
 def _run(study, loss):
     trial, epochs = study.ask(), []
+    write_short_run(trial, [EpochResult(e, 0.1, 0.97, loss, 0.98, 0.1, 1.0, 0.1) for e in range(1, SHORT_EPOCHS + 1)])
+    trial.report(0.98, SHORT_RUN)
+    if trial.should_prune():
+        study.tell(trial, state=TrialState.PRUNED)
+        return 0
     for epoch in range(1, 16):
         averaged = loss * (1 - 0.02 * epoch) if epoch in RUNGS else None
         eval_loss = loss * (1 - 0.02 * epoch)
@@ -32,38 +37,39 @@ def _run(study, loss):
     return 15
 
 
-def test_first_trial_is_trained_to_the_end_and_a_worse_one_stops_at_the_first_rung():
-    assert run([0.1, 0.2, 0.05])[1] == [15, FIRST, 15]
+def test_first_trial_is_trained_to_the_end_and_a_worse_one_stops_after_its_short_run():
+    assert run([0.1, 0.2, 0.05])[1] == [15, 0, 15]
 
 
 def test_of_candidates_in_random_order_the_share_of_each_rung_goes_on():
     shuffled = [0.05 + 0.001 * (37 * i % 100) for i in range(100)]
     given = run(shuffled)[1]
-    first, second = sum(epochs > FIRST for epochs in given), sum(epochs == 15 for epochs in given)
-    assert 0.4 < first / 100 < 0.6 and 0.15 < second / first < 0.4
-    assert sum(given) / 100 <= 5
+    first, second = sum(epochs > 0 for epochs in given), sum(epochs == 15 for epochs in given)
+    assert 0.15 < first / 100 < 0.3 and 0.4 < second / first < 0.8
+    assert SHORT_EPOCHS + sum(given) / 100 <= 6
 
 
 def test_trials_are_compared_with_those_of_late():
     """Every trial is better than all before it, as in a search that gets somewhere: only the last decide."""
     better_and_better = [0.5 - 0.002 * i for i in range(60)]
-    worse_than_of_late = 0.5 - 0.002 * 45
-    assert run([*better_and_better, worse_than_of_late], n_recent=10)[1][-1] == FIRST
-    assert run([*better_and_better, worse_than_of_late], n_recent=60)[1][-1] > FIRST
+    worse_than_of_late = 0.5 - 0.002 * 55
+    assert run([*better_and_better, worse_than_of_late], n_recent=10)[1][-1] == 0
+    assert run([*better_and_better, worse_than_of_late], n_recent=60)[1][-1] > 0
 
 
 def test_nothing_is_decided_between_rungs_or_without_a_signal():
     study, given = run([0.1, math.nan])
     assert given == [15, 15]
-    first, second = map(epochs_of, study.trials)
-    assert signal(first, 1) is None and signal(first, FIRST) == pytest.approx(-0.1 * (1 - 0.02 * FIRST))
-    assert signal(second, FIRST) is None
+    first, second = study.trials
+    assert signal(first, 1) is None and signal(first, SECOND) == pytest.approx(-0.1 * (1 - 0.02 * SECOND))
+    assert signal(first, SHORT_RUN) == pytest.approx(-0.1)
+    assert signal(second, SHORT_RUN) is None and signal(second, SECOND) is None
 
 
 def test_trials_are_ranked_however_far_each_came():
-    """The second was stopped at the first rung; the third, better there, must not be behind the first for that."""
+    """The second was stopped after its short run; the third, better there, must not be behind the first for that."""
     study, given = run([0.10, 0.30, 0.09, 0.11, 0.05])
-    assert given[:2] == [15, FIRST] and given[2] == 15
+    assert given[:2] == [15, 0] and given[2] == 15
     assert [trial.number for trial in best_first(study.trials)] == [4, 2, 0, 3, 1]
 
 

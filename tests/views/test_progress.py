@@ -44,12 +44,12 @@ def frame(console, live):
     return console.export_text()
 
 
-def epoch(trial, number, accuracy=0.97):
-    return EpochTrained(trial, EpochResult(number, 0.2, 0.9, 0.1, accuracy, 0.01, 2.0, 0.5))
+def epoch(trial, number, accuracy=0.97, of=SETTINGS.epochs):
+    return EpochTrained(trial, EpochResult(number, 0.2, 0.9, 0.1, accuracy, 0.01, 2.0, 0.5), of)
 
 
 def ended(trial, n_epochs=5, accuracy=0.97, over_budget=False):
-    return TrialEnded(trial, over_budget, n_epochs, accuracy)
+    return TrialEnded(trial, over_budget, n_epochs, f"after epoch {n_epochs}", accuracy)
 
 
 def show_search(events, *, terminal=False, quiet=False, verbose=False, settings=SETTINGS):
@@ -88,6 +88,17 @@ def test_live_display_has_a_line_for_each_worker_the_bar_and_the_best():
     assert lines[3].strip() == f"best 98.12%  1,234 parameters  {LINE}"
 
 
+def test_live_display_tells_a_short_run_from_the_long_one():
+    console = new_console()
+    with SearchDisplay(console, SETTINGS, WORKERS, quiet=False, verbose=False) as display:
+        display(WORKERS[1], TrialStarted(3, LINE, 777))
+        display(WORKERS[1], epoch(3, 2, accuracy=0.9355, of=3))
+        short = frame(console, display._live).splitlines()[2]
+        display(WORKERS[1], epoch(3, 1, accuracy=0.9111))
+        long = frame(console, display._live).splitlines()[2]
+    assert re.search(r"trial 3 +short run, 2/3 +93.55%", short) and re.search(r"trial 3 +epoch 1/5 +91.11%", long)
+
+
 def test_live_display_leaves_only_the_lines_of_finished_trials():
     console = new_console()
     with SearchDisplay(console, SETTINGS, WORKERS, quiet=False, verbose=False) as display:
@@ -106,7 +117,7 @@ def test_elsewhere_each_finished_trial_is_a_plain_line():
 
 def test_verbose_tells_every_epoch_and_what_was_over_the_budget():
     lines = show_search(SOME_EVENTS, verbose=True).splitlines()
-    assert lines[0] == "  trial 0: epoch 1, 97.00%, loss 0.1000, 2.5 s"
+    assert lines[0] == "  trial 0: epoch 1/5, 97.00%, loss 0.1000, 2.5 s"
     assert lines[-1] == "trial 2: over the budget, not trained" and len(lines) == 4
 
 
