@@ -39,7 +39,7 @@ NOISE = {
     SHORT_RUN: 0.15,
     5: 0.16,
     EPOCHS: 0.10,
-}  # SD of what is seen at a rung and at the end, in the logarithm of the error
+}  # SD of what is seen at a rung, in log(error)
 RANGES = space.distributions()
 
 
