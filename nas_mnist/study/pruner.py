@@ -16,7 +16,7 @@ from nas_mnist.study.records import epochs_of, short_run_of
 
 SHORT_EPOCHS = 3  # of the short run, a training of its own before that of all epochs
 SHORT_RUN = 0  # the rung at its end
-RUNGS = {SHORT_RUN: 1 / 5, 5: 1 / 2}  # epoch: the share of those that come there which goes on
+RUNGS = {SHORT_RUN: 1 / 8, 5: 1 / 2}  # epoch: the share of those that come there which goes on
 AVERAGED_EPOCHS = tuple(rung for rung in RUNGS if rung != SHORT_RUN)
 N_RECENT = 24  # trials that a trial is compared with: later ones are better, and earlier ones would be beaten by all
 

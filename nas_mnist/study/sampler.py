@@ -20,11 +20,17 @@ from nas_mnist.study import space
 from nas_mnist.study.records import origin_attributes
 from nas_mnist.study.space import Candidate, Parameters
 
-N_RANDOM = 16  # draws before the first mutation
+N_RANDOM = 20  # draws before the first mutation
 RANDOM_SHARE = 0.1  # of the draws after these
 KIND_SHARE = 0.2  # of the mutations that have the best of some kind as their parent, whatever its rank
 N_PARENTS = 6  # all other mutations are of one of these many
-DRAWN_SPREAD = 0.15  # standard deviation of the logarithm of a random draw's widths around the law
+# Random draws keep to where networks are seldom poor, which mutations may leave: studies/README.md has the figures.
+DRAWN_CONVS = range(4, 9)  # 3×3 convolutions in all
+DRAWN_GROWTH, DRAWN_SPREAD = (
+    2.0,
+    0.2,
+)  # the widths' growth, mostly, and the freedom of each around it (SD of the logarithm)
+PADDED_SHARE = 0.25
 WIDTH_SPREAD, GROWTH_SPREAD, RECIPE_SPREAD = 0.25, 0.3, 0.3  # the same of a mutation's changes
 
 BestFirst = Callable[[Sequence[FrozenTrial]], list[FrozenTrial]]  # those that may be parents
@@ -139,17 +145,23 @@ def kind(parameters: Parameters) -> Kind:
 
 
 def draw(ranges: Mapping[str, BaseDistribution], rng: np.random.Generator) -> Parameters:
-    """A random point that uses the whole budget: structure evenly, widths near the law, the recipe near its middle."""
+    """A random point that uses the whole budget: of the kinds evenly, widths near the law, the reference recipe."""
     parameters = {name: _draw_evenly(distribution, rng) for name, distribution in ranges.items()}
+    while sum(parameters[f"convs_{b}"] for b in range(1, parameters["blocks"] + 1)) not in DRAWN_CONVS:
+        parameters |= {name: _draw_evenly(d, rng) for name, d in ranges.items() if name.startswith("convs")}
     for name, distribution in ranges.items():
         if "width" in name:
             parameters[name] = _clip(distribution, exp(rng.normal(log(TYPICAL.get(name, 1.0)), DRAWN_SPREAD)))
         elif name in ("learning_rate", "weight_decay"):
             middle = (log(distribution.low) + log(distribution.high)) / 2
-            parameters[name] = _clip(distribution, exp(rng.normal(middle, RECIPE_SPREAD)))
-        elif name == "dropout":  # none for half of them
-            parameters[name] = _clip(distribution, rng.normal(0, distribution.high / 2))
-    return parameters | {"fill": 1.0}
+            parameters[name] = _clip(distribution, exp(rng.normal(middle, DRAWN_SPREAD)))
+    parameters["growth"] = _clip(ranges["growth"], exp(rng.normal(log(DRAWN_GROWTH), GROWTH_SPREAD)))
+    return parameters | {
+        "padding": int(rng.random() < PADDED_SHARE),
+        "dropout": 0.0,
+        "batch_size": space.RECIPE.batch_size,
+        "fill": 1.0,
+    }
 
 
 TYPICAL = {f"transition_width_{b}": 0.7 for b in range(1, space.MAX_BLOCKS)}  # transitions narrow, as people's do

@@ -103,7 +103,7 @@ def distributions(optimizer: Optimizer = RECIPE.optimizer) -> dict[str, Distribu
         "fill": FloatDistribution(0.0, 1.0),
         "dropout": FloatDistribution(0.0, 0.02),
         "learning_rate": FloatDistribution(*LEARNING_RATES[optimizer], log=True),
-        "batch_size": CategoricalDistribution((32, 64, 128)),
+        "batch_size": CategoricalDistribution((64, 128)),
         "weight_decay": FloatDistribution(*WEIGHT_DECAYS[optimizer], log=True),
     }
 
