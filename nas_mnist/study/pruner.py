@@ -16,9 +16,9 @@ from nas_mnist.study.records import epochs_of, short_run_of
 
 SHORT_EPOCHS = 3  # of the short run, a training of its own before that of all epochs
 SHORT_RUN = 0  # the rung at its end
-RUNGS = {SHORT_RUN: 1 / 8, 5: 1 / 2}  # epoch: the share of those that come there which goes on
+RUNGS = {SHORT_RUN: 1 / 8, 5: 1 / 3}  # epoch: the share of those that come there which goes on
 AVERAGED_EPOCHS = tuple(rung for rung in RUNGS if rung != SHORT_RUN)
-N_RECENT = 24  # trials that a trial is compared with: later ones are better, and earlier ones would be beaten by all
+N_RECENT = 24  # trials that are compared, itself among them: later ones are better, and would all beat earlier ones
 
 
 class RungPruner(BasePruner):
@@ -37,7 +37,7 @@ class RungPruner(BasePruner):
             return False
         states = (TrialState.RUNNING, TrialState.PRUNED, TrialState.COMPLETE)
         others = [t for t in study.get_trials(deepcopy=False, states=states) if t.number != trial.number]
-        recent = [s for t in others if (s := signal(t, epoch)) is not None][-self._n_recent :]
+        recent = [s for t in others if (s := signal(t, epoch)) is not None][1 - self._n_recent :]
         return sum(s > own for s in recent) >= math.ceil(self._rungs[epoch] * (len(recent) + 1))
 
 
