@@ -3,12 +3,13 @@
     pip install scikit-learn
     python tests/benchmarks/strategies.py [--repeats 20] [--trials 100] [NAME …]
 
-The model is a random forest, fitted to the short trainings of `studies/ranking/` (see `ranking.py`): it says what a
-candidate would come to, and a search sees that with the noise of a real one. Every strategy is a sampler and a pruner
-of Optuna, ours those of the package. What a repeat came to is added to `studies/ranking/strategies.jsonl`.
+The model is a random forest, fitted to the short trainings of `studies/ranking/` (see `ranking.py` and `searches.py`):
+it says what a candidate would come to, and a search sees that with the noise of a real one. Every strategy is a sampler
+and a pruner of Optuna, ours those of the package. What a repeat came to is added to `studies/ranking/strategies.jsonl`.
 """
 
 import argparse
+import itertools
 import math
 import statistics
 import zlib
@@ -22,6 +23,7 @@ import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 from ranking import FOLDER, append, read, results
+from searches import searches
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.model_selection import cross_val_predict
 
@@ -76,9 +78,17 @@ def features(architecture: Architecture, recipe: Recipe) -> list[float]:
 
 def table() -> tuple[np.ndarray, np.ndarray]:
     """Features of what was trained with a complete schedule of three epochs, and less the logarithm of the error."""
-    short = [(job, run) for job, run in results() if job.epochs == MODEL_EPOCHS]
-    x = [features(parse(job.architecture), job.build_recipe()) for job, _ in short]
-    y = [-math.log(1.0001 - run["accuracy"][-1]) for _, run in short]
+    short = [
+        (parse(job.architecture), job.build_recipe(), run["accuracy"][-1])
+        for job, run in results()
+        if job.epochs == MODEL_EPOCHS
+    ]
+    recipe = space.reference_recipe(epochs=MODEL_EPOCHS)
+    for row in itertools.chain(*searches().values()):
+        if row["short_accuracy"] and (architecture := parse(row["architecture"])).n_parameters < MAX_PARAMS:
+            short.append((architecture, replace(recipe, **row["recipe"]), row["short_accuracy"]))
+    x = [features(architecture, recipe) for architecture, recipe, _ in short]
+    y = [-math.log(1.0001 - accuracy) for _, _, accuracy in short]
     return np.array(x), np.array(y)
 
 

@@ -1,0 +1,211 @@
+"""What whole searches came to: their trials as text, tables, and how the best grows with the time spent.
+
+    python tests/benchmarks/searches.py add NAME DATABASE [--study nas-mnist]   # also its confirmation, if there is one
+    python tests/benchmarks/searches.py tables                                  # and the picture; no training
+
+Each search was one command (`nas-mnist search`, then `nas-mnist confirm --folds 4`), which `studies/README.md` tells;
+`add` keeps of its database what the tables need, a trial a line, in `studies/ranking/searches.jsonl`.
+"""
+
+import argparse
+import statistics
+from itertools import accumulate, groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from optuna.trial import FrozenTrial
+from ranking import FOLDER, append, read
+from scipy.stats import spearmanr
+
+from nas_mnist.study import studies
+from nas_mnist.study.pruner import AVERAGED_EPOCHS
+from nas_mnist.study.records import TrialRecord, is_trained, n_epochs
+from nas_mnist.study.storage import Storage
+from nas_mnist.views.tables import markdown_table
+
+DATA = FOLDER / "searches.jsonl"
+DRAWN = ("learning_rate", "weight_decay", "batch_size")  # of a recipe, what tells trials apart
+N_BOOTSTRAP = 2000
+
+
+def add(name: str, storage: Storage, study: str) -> None:
+    """Append the trials of a search that were trained, in the order in which they ended."""
+    opened = storage.open()
+    confirmation = f"{study}-confirm"
+    confirmed = trials_of(opened, confirmation) if confirmation in studies.names(opened) else []
+    accuracies = {
+        t.user_attrs["architecture"]: TrialRecord.from_trial(t).accuracies for t in confirmed if t.value is not None
+    }
+    trials = [t for t in trials_of(opened, study) if t.state.is_finished() and is_trained(t)]
+    trials.sort(key=lambda t: t.datetime_complete)
+    append(DATA, [{"search": name, **row(trial, accuracies)} for trial in trials])
+
+
+def trials_of(opened: Any, study: str) -> list[FrozenTrial]:
+    return studies.load(opened, study).get_trials(deepcopy=False)
+
+
+def row(trial: FrozenTrial, confirmed: dict[str, tuple[float, ...]]) -> dict[str, Any]:
+    """Losses in nats, accuracies as fractions, seconds of one core."""
+    record = TrialRecord.from_trial(trial)
+    complete = trial.state.name == "COMPLETE"
+    return {
+        "trial": trial.number,
+        "architecture": record.architecture,
+        "recipe": {name: rounded(getattr(record.recipe, name)) for name in DRAWN},
+        "origin": record.origin,
+        "parent": record.parent,
+        "epochs": n_epochs(trial),
+        "seconds": round(record.seconds, 1),
+        "short_loss": rounded(record.short_run[-1].eval_loss) if record.short_run else None,
+        "short_accuracy": rounded(record.short_run[-1].eval_accuracy) if record.short_run else None,
+        "averaged_losses": [rounded(epoch.averaged_loss) for epoch in record.epochs if epoch.averaged_loss],
+        "loss": rounded(record.epochs[-1].eval_loss) if complete else None,
+        "accuracy": rounded(trial.value) if complete else None,
+        "confirmed": [rounded(a) for a in confirmed.get(record.architecture, ())] if complete else [],
+    }
+
+
+def rounded(value: float) -> float:
+    return round(value, 5)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def searches() -> dict[str, list[dict[str, Any]]]:
+    return {name: list(rows) for name, rows in groupby(read(DATA), key=lambda row: row["search"])}
+
+
+def table_of_searches(found: dict[str, list[dict[str, Any]]]) -> str:
+    header = ("search", "trials", "to the end", "epochs a trial", "core-minutes", "best, %", "confirmed, %", "network")
+    return markdown_table(header, [_row(name, rows) for name, rows in found.items()], "lrrrrrll")
+
+
+def _row(name: str, rows: list[dict[str, Any]]) -> tuple[Any, ...]:
+    ended = [row for row in rows if row["accuracy"]]
+    best = max(ended, key=lambda row: row["accuracy"])
+    confirmed = max((row for row in ended if row["confirmed"]), key=_confirmed, default=None)
+    spread = 100 * statistics.stdev(confirmed["confirmed"]) if confirmed else None
+    return (
+        name,
+        len(rows),
+        len(ended),
+        f"{statistics.mean(row['epochs'] for row in rows):.1f}",
+        f"{sum(row['seconds'] for row in rows) / 60:.0f}",
+        f"{100 * best['accuracy']:.2f}",
+        f"{100 * _confirmed(confirmed):.2f} ± {spread:.2f}" if confirmed else "–",
+        f"`{(confirmed or best)['architecture']}`",
+    )
+
+
+def _confirmed(row: dict[str, Any]) -> float:
+    return statistics.mean(row["confirmed"])
+
+
+def table_of_signals(found: dict[str, list[dict[str, Any]]]) -> str:
+    """How what a rung goes by ranks those that were trained to the end, by their loss there; and the better half."""
+    lines = []
+    for name, rows in found.items():
+        ended = [row for row in rows if row["loss"] and row["short_loss"]]
+        ends = -np.log([row["loss"] for row in ended])
+        signals = {"short run": [-row["short_loss"] for row in ended]}
+        if all(row["averaged_losses"] for row in ended):
+            averaged = [-row["averaged_losses"][-1] for row in ended]
+            signals[f"averaged weights, epoch {AVERAGED_EPOCHS[-1]}"] = averaged
+        for signal, values in signals.items():
+            if len(ended) > 2:
+                parts = [np.arange(len(ends)), np.argsort(-ends)[: (len(ends) + 1) // 2]]
+                lines.append((name, signal, len(ended), *(_rank(np.array(values)[p], ends[p]) for p in parts)))
+    header = ("search", "signal", "n", "rank correlation with the end (90 %)", "better half")
+    return markdown_table(header, lines, "llrll")
+
+
+def _rank(a: np.ndarray, b: np.ndarray) -> str:
+    low, high = _interval(a, b)
+    return f"{spearmanr(a, b).statistic:.2f} ({low:.2f} – {high:.2f})"
+
+
+def _interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """90 % bootstrap interval of the rank correlation."""
+    rng = np.random.default_rng(0)
+    samples = [rng.integers(len(a), size=len(a)) for _ in range(N_BOOTSTRAP)]
+    values = [spearmanr(a[i], b[i]).statistic for i in samples if len(set(i)) > 2]
+    return float(np.nanquantile(values, 0.05)), float(np.nanquantile(values, 0.95))
+
+
+def table_of_draws(found: dict[str, list[dict[str, Any]]]) -> str:
+    """What random draws come to in their short runs."""
+    lines = []
+    for name, rows in found.items():
+        values = [100 * row["short_accuracy"] for row in rows if row["origin"] == "random" and row["short_accuracy"]]
+        if values:
+            figures = (statistics.median(values), np.quantile(values, 0.75), max(values))
+            lines.append((name, len(values), *(f"{figure:.2f}" for figure in figures)))
+    return markdown_table(("search", "n", "median, %", "best quarter from", "best"), lines, "lrrrr")
+
+
+def family(rows: list[dict[str, Any]]) -> str:
+    """The best confirmed network's ancestors, the first of them first."""
+    by_number = {row["trial"]: row for row in rows}
+    last = max((row for row in rows if row["confirmed"]), key=_confirmed)
+    line = [last]
+    while line[-1]["parent"] is not None:
+        line.append(by_number[line[-1]["parent"]])
+    cells = [
+        (row["trial"], _reached(row), row["origin"].split(": ")[-1], f"`{row['architecture']}`") for row in line[::-1]
+    ]
+    return markdown_table(("trial", "reached", "change", "network"), cells, "rlll")
+
+
+def _reached(row: dict[str, Any]) -> str:
+    return f"{100 * row['accuracy']:.2f} %" if row["accuracy"] else f"stopped, {row['epochs']} epochs in all"
+
+
+def draw_picture(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """The best so far, on the search's validation images, against the time of one core; a dot for the confirmed."""
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for name, rows in found.items():
+        minutes = [s / 60 for s in accumulate(row["seconds"] for row in rows)]
+        best = list(accumulate((100 * (1 - (row["accuracy"] or 0)) for row in rows), min))
+        begun = next(i for i, error in enumerate(best) if error < 100)
+        (line,) = axes.step(minutes[begun:], best[begun:], where="post", label=name)
+        if confirmed := [row for row in rows if row["confirmed"]]:
+            error = 100 * (1 - max(map(_confirmed, confirmed)))
+            axes.plot(minutes[-1], error, "o", color=line.get_color(), markersize=8)
+    axes.set(yscale="log", xlabel="minutes of one core", ylabel="error, %")
+    axes.set_ylim(top=2.5)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.set_title("best so far on the search's validation images; dot: the best confirmed on four folds", fontsize=9)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    adding = commands.add_parser("add")
+    adding.add_argument("name")
+    adding.add_argument("database")
+    adding.add_argument("--study", default="nas-mnist")
+    commands.add_parser("tables")
+    arguments = parser.parse_args()
+    if arguments.command == "add":
+        if arguments.name in searches():
+            parser.error(f"there is a search {arguments.name!r} already: give another name")
+        add(arguments.name, Storage.parse(arguments.database), arguments.study)
+        return
+    found = searches()
+    print(table_of_searches(found), table_of_signals(found), table_of_draws(found), sep="\n\n")
+    for name, rows in found.items():
+        if any(row["confirmed"] for row in rows):
+            print(f"\n{name}\n\n{family(rows)}")
+    draw_picture(found, FOLDER / "searches.png")
+
+
+if __name__ == "__main__":
+    main()
