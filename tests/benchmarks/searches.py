@@ -1,4 +1,4 @@
-"""What whole searches came to: their trials as text, tables, and how the best grows with the time spent.
+"""What whole searches came to: their trials as text, tables, and how the best grows with the epochs spent.
 
     python tests/benchmarks/searches.py add NAME DATABASE [--study nas-mnist]   # also its confirmation, if there is one
     python tests/benchmarks/searches.py tables                                  # and the picture; no training
@@ -8,6 +8,7 @@ Each search was one command (`nas-mnist search`, then `nas-mnist confirm --folds
 """
 
 import argparse
+import math
 import statistics
 from itertools import accumulate, groupby
 from pathlib import Path
@@ -21,7 +22,7 @@ from scipy.stats import spearmanr
 
 from nas_mnist.study import studies
 from nas_mnist.study.pruner import AVERAGED_EPOCHS
-from nas_mnist.study.records import TrialRecord, is_trained, n_epochs
+from nas_mnist.study.records import TrialRecord, is_trained, n_epochs, planned_run
 from nas_mnist.study.storage import Storage
 from nas_mnist.views.tables import markdown_table
 
@@ -35,9 +36,7 @@ def add(name: str, storage: Storage, study: str) -> None:
     opened = storage.open()
     confirmation = f"{study}-confirm"
     confirmed = trials_of(opened, confirmation) if confirmation in studies.names(opened) else []
-    accuracies = {
-        t.user_attrs["architecture"]: TrialRecord.from_trial(t).accuracies for t in confirmed if t.value is not None
-    }
+    accuracies = {planned_run(t).trial: TrialRecord.from_trial(t).accuracies for t in confirmed if t.value is not None}
     trials = [t for t in trials_of(opened, study) if t.state.is_finished() and is_trained(t)]
     trials.sort(key=lambda t: t.datetime_complete)
     append(DATA, [{"search": name, **row(trial, accuracies)} for trial in trials])
@@ -47,7 +46,7 @@ def trials_of(opened: Any, study: str) -> list[FrozenTrial]:
     return studies.load(opened, study).get_trials(deepcopy=False)
 
 
-def row(trial: FrozenTrial, confirmed: dict[str, tuple[float, ...]]) -> dict[str, Any]:
+def row(trial: FrozenTrial, confirmed: dict[int, tuple[float, ...]]) -> dict[str, Any]:
     """Losses in nats, accuracies as fractions, seconds of one core."""
     record = TrialRecord.from_trial(trial)
     complete = trial.state.name == "COMPLETE"
@@ -64,7 +63,7 @@ def row(trial: FrozenTrial, confirmed: dict[str, tuple[float, ...]]) -> dict[str
         "averaged_losses": [rounded(epoch.averaged_loss) for epoch in record.epochs if epoch.averaged_loss],
         "loss": rounded(record.epochs[-1].eval_loss) if complete else None,
         "accuracy": rounded(trial.value) if complete else None,
-        "confirmed": [rounded(a) for a in confirmed.get(record.architecture, ())] if complete else [],
+        "confirmed": [rounded(a) for a in confirmed.get(trial.number, ())],
     }
 
 
@@ -147,6 +146,24 @@ def table_of_draws(found: dict[str, list[dict[str, Any]]]) -> str:
     return markdown_table(("search", "n", "median, %", "best quarter from", "best"), lines, "lrrrr")
 
 
+def table_of_noise(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Components of variance of what was confirmed, candidates × folds: as standard deviations, in points of %."""
+    lines = []
+    for name, rows in found.items():
+        x = 100 * np.array([row["confirmed"] for row in rows if row["confirmed"]])
+        if len(x) > 2:
+            n_candidates, n_folds = x.shape
+            candidates, folds = x.mean(1, keepdims=True), x.mean(0, keepdims=True)
+            rest = ((x - candidates - folds + x.mean()) ** 2).sum() / ((n_candidates - 1) * (n_folds - 1))
+            of_candidates = max(0.0, float(candidates.var(ddof=1)) - rest / n_folds)
+            of_folds = max(0.0, float(folds.var(ddof=1)) - rest / n_candidates)
+            searched = statistics.mean(100 * row["accuracy"] for row in rows if row["confirmed"])
+            components = (f"{math.sqrt(v):.3f}" for v in (of_candidates, of_folds, rest))
+            lines.append((name, n_candidates, n_folds, *components, f"{searched - x.mean():.2f}"))
+    header = ("search", "candidates", "folds", "candidate", "fold", "run, and the rest", "search's images flatter by")
+    return markdown_table(header, lines, "lrrrrrr")
+
+
 def family(rows: list[dict[str, Any]]) -> str:
     """The best confirmed network's ancestors, the first of them first."""
     by_number = {row["trial"]: row for row in rows}
@@ -165,18 +182,18 @@ def _reached(row: dict[str, Any]) -> str:
 
 
 def draw_picture(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """The best so far, on the search's validation images, against the time of one core; a dot for the confirmed."""
+    """The best so far, on the search's validation images, against the epochs spent; a dot for the confirmed."""
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
     for name, rows in found.items():
-        minutes = [s / 60 for s in accumulate(row["seconds"] for row in rows)]
+        epochs = list(accumulate(row["epochs"] for row in rows))
         best = list(accumulate((100 * (1 - (row["accuracy"] or 0)) for row in rows), min))
         begun = next(i for i, error in enumerate(best) if error < 100)
-        (line,) = axes.step(minutes[begun:], best[begun:], where="post", label=name)
+        (line,) = axes.step(epochs[begun:], best[begun:], where="post", label=name)
         if confirmed := [row for row in rows if row["confirmed"]]:
             error = 100 * (1 - max(map(_confirmed, confirmed)))
-            axes.plot(minutes[-1], error, "o", color=line.get_color(), markersize=8)
-    axes.set(yscale="log", xlabel="minutes of one core", ylabel="error, %")
+            axes.plot(epochs[-1], error, "o", color=line.get_color(), markersize=8)
+    axes.set(yscale="log", xlabel="epochs trained, those of short runs counted in", ylabel="error, %")
     axes.set_ylim(top=2.5)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
@@ -200,7 +217,7 @@ def main() -> None:
         add(arguments.name, Storage.parse(arguments.database), arguments.study)
         return
     found = searches()
-    print(table_of_searches(found), table_of_signals(found), table_of_draws(found), sep="\n\n")
+    print(table_of_searches(found), table_of_signals(found), table_of_draws(found), table_of_noise(found), sep="\n\n")
     for name, rows in found.items():
         if any(row["confirmed"] for row in rows):
             print(f"\n{name}\n\n{family(rows)}")
