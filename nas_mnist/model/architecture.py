@@ -117,11 +117,19 @@ class LayerShape(NamedTuple):
 
         A separable convolution is two layers, with the depthwise one's map between them.
         """
-        read, written = self.in_channels * self.in_side**2, self.channels * self.side**2
-        if isinstance(self.layer, Conv) and self.layer.separable:
-            between = self.in_channels * self.side**2
-            return max(read + between, between + written)
-        return read + written
+        read, between, written = self.in_channels * self.in_side**2, self._between, self.channels * self.side**2
+        return max(read + between, between + written) if between else read + written
+
+    @property
+    def n_activations(self) -> int:
+        """Numbers in the maps that it writes for one image."""
+        return self._between + self.channels * self.side**2
+
+    @property
+    def _between(self) -> int:
+        """Numbers in the depthwise convolution's map of a separable one."""
+        separable = isinstance(self.layer, Conv) and self.layer.separable
+        return self.in_channels * self.side**2 if separable else 0
 
 
 @dataclass(frozen=True)
@@ -184,6 +192,11 @@ class Architecture:
     def n_macs(self) -> int:
         """Multiply-adds of the convolutions for one image."""
         return sum(shape.n_macs for shape in self.shapes)
+
+    @property
+    def n_activations(self) -> int:
+        """Numbers in all maps for one image: what a training step's time mostly goes by."""
+        return sum(shape.n_activations for shape in self.shapes)
 
     @property
     def ram(self) -> int:

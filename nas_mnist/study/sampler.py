@@ -23,6 +23,7 @@ from nas_mnist.study.space import Candidate, Parameters
 N_RANDOM = 20  # draws before the first mutation
 RANDOM_SHARE = 0.1  # of the draws after these
 KIND_SHARE = 0.2  # of the mutations that have the best of some kind as their parent, whatever its rank
+MAX_ACTIVATIONS = 100_000  # for an image: what takes more is drawn again, because one such trial takes the time of many
 N_PARENTS = 6  # all other mutations are of one of these many
 # Random draws keep to where networks are seldom poor, which mutations may leave: studies/README.md has the figures.
 DRAWN_CONVS = range(4, 9)  # 3×3 convolutions in all
@@ -90,7 +91,8 @@ class EvolutionSampler(BaseSampler):
                 self._tried[trial.number] = self._to_candidate(trial.params)
         tried = set(self._tried.values())
         for proposal in self._proposals([trial for trial in trials if self._is_drawn(trial)]):
-            if self._to_candidate(proposal.parameters) not in tried:
+            candidate = self._to_candidate(proposal.parameters)
+            if candidate not in tried and candidate.architecture.n_activations <= MAX_ACTIVATIONS:
                 return proposal
         raise AssertionError("the proposals never end")
 

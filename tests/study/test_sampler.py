@@ -8,7 +8,7 @@ import pytest
 from nas_mnist.model.architecture import parse
 from nas_mnist.study import space
 from nas_mnist.study.records import TrialRecord
-from nas_mnist.study.sampler import KINDS, N_RANDOM, EvolutionSampler, difference, draw, kind, mutate
+from nas_mnist.study.sampler import KINDS, MAX_ACTIVATIONS, N_RANDOM, EvolutionSampler, difference, draw, kind, mutate
 
 RANGES = space.distributions()
 to_candidate = partial(space.to_candidate, max_params=2000, epochs=15)
@@ -64,6 +64,15 @@ def test_then_the_best_are_mutated_and_every_proposal_says_where_it_comes_from()
         change = difference(trials[mutant.parent].params, trials[mutant.number].params)
         assert mutant.origin == f"mutation of trial {mutant.parent}: {change}" and change
     assert np.mean([t.value for t in trials[40:]]) > np.mean([t.value for t in trials[:N_RANDOM]])
+
+
+def test_nothing_is_proposed_that_takes_the_time_of_many():
+    wide = partial(space.to_candidate, max_params=8000, epochs=15)
+    rng = np.random.default_rng(0)
+    assert max(wide(draw(RANGES, rng)).architecture.n_activations for _ in range(40)) > MAX_ACTIVATIONS
+    study = optuna.create_study(sampler=EvolutionSampler(RANGES, wide, lambda trials: [], 0))
+    drawn = [wide(space.suggest(study.ask())).architecture.n_activations for _ in range(40)]
+    assert 0.2 * MAX_ACTIVATIONS < max(drawn) <= MAX_ACTIVATIONS
 
 
 def test_no_candidate_is_proposed_twice():
