@@ -4,8 +4,9 @@ import numpy as np
 
 from nas_mnist.kernels.compilation import kernel
 
-_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
-_SOAP_BETA = 0.95
+BETA1, BETA2 = 0.9, 0.999  # of AdamW
+SOAP_BETA = 0.95  # of every running mean, a step
+EPSILON = 1e-8
 
 
 @kernel
@@ -22,10 +23,10 @@ def sgd(weights, grad, momenta, rate, weight_decay, momentum, step):
 @kernel
 def adamw(weights, grad, means, squares, rate, weight_decay, step):
     """AdamW; all (P,)."""
-    size = np.float32(rate / (1 - _BETA1**step))
-    root = np.float32(1 / np.sqrt(1 - _BETA2**step))
-    shrink, epsilon = np.float32(1 - rate * weight_decay), np.float32(_EPSILON)
-    first, second = np.float32(1 - _BETA1), np.float32(1 - _BETA2)
+    size = np.float32(rate / (1 - BETA1**step))
+    root = np.float32(1 / np.sqrt(1 - BETA2**step))
+    shrink, epsilon = np.float32(1 - rate * weight_decay), np.float32(EPSILON)
+    first, second = np.float32(1 - BETA1), np.float32(1 - BETA2)
     for i in range(weights.size):
         g = grad[i]
         means[i] += first * (g - means[i])
@@ -39,7 +40,7 @@ def soap(weights, grad, mean, square, rows, columns, left, right, scratch, rate,
 
     `scratch` (3, R, S).
     """
-    renew = np.float32(1 - _SOAP_BETA)
+    renew = np.float32(1 - SOAP_BETA)
     _fold_products(rows, grad, renew)
     _fold_squares(columns, grad, renew)
     n_rows, n_columns = mean.shape
@@ -49,13 +50,13 @@ def soap(weights, grad, mean, square, rows, columns, left, right, scratch, rate,
     turned, half, direction = scratch[0], scratch[1], scratch[2]
     _turn(grad, left, right, half, turned)
     _turn(mean, left, right, half, direction)
-    epsilon = np.float32(_EPSILON)
+    epsilon = np.float32(EPSILON)
     for r in range(n_rows):
         for s in range(n_columns):
             square[r, s] += renew * (turned[r, s] * turned[r, s] - square[r, s])
             direction[r, s] /= np.sqrt(square[r, s]) + epsilon
     _turn_back(direction, left, right, half, turned)
-    size, shrink = np.float32(rate / np.sqrt(1 - _SOAP_BETA**step)), np.float32(1 - rate * weight_decay)
+    size, shrink = np.float32(rate / np.sqrt(1 - SOAP_BETA**step)), np.float32(1 - rate * weight_decay)
     for r in range(n_rows):
         for s in range(n_columns):
             weights[r, s] = weights[r, s] * shrink - size * turned[r, s]

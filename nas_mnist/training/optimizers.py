@@ -14,13 +14,12 @@ from torch.nn import Parameter
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from nas_mnist.kernels.optimizers import BETA1, BETA2, EPSILON, SOAP_BETA
 from nas_mnist.model.network import Network
 from nas_mnist.training.recipe import Recipe
 
 DIV_FACTOR, FINAL_DIV_FACTOR = 25, 1e4  # of the highest rate, and of the one it starts with: OneCycleLR's defaults
-SOAP_BETA = 0.95  # of every running mean, a step
 PRECONDITION_FREQUENCY = 20  # steps that a basis serves
-EPSILON = 1e-8
 
 
 class Optimizer:
@@ -95,8 +94,8 @@ class AdamW(Optimizer):
             foreach=False,
             fused=self._fused,
             amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
+            beta1=BETA1,
+            beta2=BETA2,
             lr=learning_rate,
             weight_decay=self._weight_decay,
             eps=EPSILON,
