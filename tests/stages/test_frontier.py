@@ -61,7 +61,7 @@ def test_the_best_of_a_budget_are_tried_under_the_next_smaller(settings):
 
 
 @pytest.mark.parametrize(
-    ("over", "key", "budgets"), [("macs", "n_macs", (80_000, 40_000)), ("ram", "ram", (8192, 4096))]
+    ("over", "key", "budgets"), [("macs", "n_macs", (400_000, 200_000)), ("ram", "ram", (8192, 4096))]
 )
 def test_budgets_can_be_of_multiply_adds_or_of_ram(over, key, budgets, settings):
     settings = replace(settings, search=replace(settings.search, warm_start=False), budgets=budgets, over=over)
