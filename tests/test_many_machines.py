@@ -145,7 +145,7 @@ def test_search_waits_for_a_server_that_restarts_and_says_so(postgresql_server, 
     )
     with hosts_ended(search):
         lines = iter(search.stdout.readline, "")
-        first = next(line for line in lines if "epoch 1," in line)
+        first = next(line for line in lines if "epoch 1/" in line)
         os.killpg(search.pid, signal.SIGSTOP)  # it might be done before the server is away
         postgresql_server.stop()
         os.killpg(search.pid, signal.SIGCONT)
