@@ -1,4 +1,4 @@
-"""The C against PyTorch and onnxruntime, whole: `make proof`, about an hour on a core; `--images N` for fewer.
+"""The C against PyTorch and onnxruntime, whole: `make proof`, over an hour on a core; `--images N` for fewer.
 
 Under both compilers' sanitizers, on all test images: the canonical solution, the ten reference systems, and 50 random
 networks of the search space. A part by name, to go on: `proof.py lite-m4 random`.
