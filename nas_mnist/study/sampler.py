@@ -27,10 +27,8 @@ MAX_ACTIVATIONS = 100_000  # for an image: what takes more is drawn again, becau
 N_PARENTS = 6  # all other mutations are of one of these many
 # Random draws keep to where networks are seldom poor, which mutations may leave: studies/README.md has the figures.
 DRAWN_CONVS = range(4, 9)  # 3×3 convolutions in all
-DRAWN_GROWTH, DRAWN_SPREAD = (
-    2.0,
-    0.2,
-)  # the widths' growth, mostly, and the freedom of each around it (SD of the logarithm)
+DRAWN_GROWTH = 2.0  # of the widths, mostly
+DRAWN_SPREAD = 0.2  # standard deviation of the logarithm of the widths around the law, and of rate and decay
 PADDED_SHARE = 0.25
 WIDTH_SPREAD, GROWTH_SPREAD, RECIPE_SPREAD = 0.25, 0.3, 0.3  # the same of a mutation's changes
 

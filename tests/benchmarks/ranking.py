@@ -200,22 +200,22 @@ def signal_table(columns: dict[str, np.ndarray]) -> list[str]:
         if name != "truth":
             text, epoch = name.split(", epoch ")
             kept = np.argsort(-values)[: -(-n // 3)]
-            low, high = _interval(values, truth)
-            overall = f"{_spearman(values, truth):.2f} ({low:.2f} – {high:.2f})"
-            half = f"{_spearman(values[better], truth[better]):.2f}"
+            low, high = interval(values, truth)
+            overall = f"{spearman(values, truth):.2f} ({low:.2f} – {high:.2f})"
+            half = f"{spearman(values[better], truth[better]):.2f}"
             lines.append(f"| {text} | {epoch} | {overall} | {half} | {'yes' if truth.argmax() in kept else 'no'} |")
     return lines
 
 
-def _spearman(a: np.ndarray, b: np.ndarray) -> float:
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
     return float(spearmanr(a, b).statistic)
 
 
-def _interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+def interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """90 % bootstrap interval of the rank correlation."""
     rng = np.random.default_rng(0)
     samples = [rng.integers(len(a), size=len(a)) for _ in range(N_BOOTSTRAP)]
-    values = [_spearman(a[i], b[i]) for i in samples if len(set(i)) > 2]
+    values = [spearman(a[i], b[i]) for i in samples if len(set(i)) > 2]
     return float(np.nanquantile(values, 0.05)), float(np.nanquantile(values, 0.95))
 
 
@@ -236,7 +236,7 @@ def draw_picture(found: list[tuple[Job, dict[str, Any]]], path: Path) -> None:
     left.xaxis.set_minor_formatter("{x:g}")
     columns = signals(found)
     for text in NAMES.values():
-        curve = [_spearman(columns[f"{text}, epoch {epoch}"], columns["truth"]) for epoch in AVERAGED_EPOCHS]
+        curve = [spearman(columns[f"{text}, epoch {epoch}"], columns["truth"]) for epoch in AVERAGED_EPOCHS]
         right.plot(AVERAGED_EPOCHS, curve, marker="o", label=text, linestyle="-" if "averaged" in text else "--")
     right.set(xlabel="epoch of 15", ylabel=f"rank correlation with the end (n = {len(columns['truth'])})")
     for axes in (left, right):

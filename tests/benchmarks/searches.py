@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial
-from ranking import FOLDER, append, read
-from scipy.stats import spearmanr
+from ranking import FOLDER, append, interval, read, spearman
 
 from nas_mnist.study import studies
 from nas_mnist.study.pruner import AVERAGED_EPOCHS
@@ -28,7 +27,6 @@ from nas_mnist.views.tables import markdown_table
 
 DATA = FOLDER / "searches.jsonl"
 DRAWN = ("learning_rate", "weight_decay", "batch_size")  # of a recipe, what tells trials apart
-N_BOOTSTRAP = 2000
 
 
 def add(name: str, storage: Storage, study: str) -> None:
@@ -123,16 +121,8 @@ def table_of_signals(found: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def _rank(a: np.ndarray, b: np.ndarray) -> str:
-    low, high = _interval(a, b)
-    return f"{spearmanr(a, b).statistic:.2f} ({low:.2f} – {high:.2f})"
-
-
-def _interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """90 % bootstrap interval of the rank correlation."""
-    rng = np.random.default_rng(0)
-    samples = [rng.integers(len(a), size=len(a)) for _ in range(N_BOOTSTRAP)]
-    values = [spearmanr(a[i], b[i]).statistic for i in samples if len(set(i)) > 2]
-    return float(np.nanquantile(values, 0.05)), float(np.nanquantile(values, 0.95))
+    low, high = interval(a, b)
+    return f"{spearman(a, b):.2f} ({low:.2f} – {high:.2f})"
 
 
 def table_of_draws(found: dict[str, list[dict[str, Any]]]) -> str:

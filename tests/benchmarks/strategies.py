@@ -1,7 +1,7 @@
 """Which strategy finds the best network for its epochs: hundreds of searches, played on a model of real trainings.
 
     pip install scikit-learn
-    python tests/benchmarks/strategies.py [--repeats 20] [--trials 100] [NAME …]
+    python tests/benchmarks/strategies.py [--repeats 20] [--epochs 450] [NAME …]
 
 The model is a random forest, fitted to the short trainings of `studies/ranking/` (see `ranking.py` and `searches.py`):
 it says what a candidate would come to, and a search sees that with the noise of a real one. Every strategy is a sampler
@@ -37,11 +37,7 @@ from nas_mnist.training.loop import EpochResult
 from nas_mnist.training.recipe import Recipe
 
 MAX_PARAMS, EPOCHS, MODEL_EPOCHS = 2000, 15, 3
-NOISE = {
-    SHORT_RUN: 0.15,
-    5: 0.16,
-    EPOCHS: 0.10,
-}  # SD of what is seen at a rung, in log(error)
+NOISE = {SHORT_RUN: 0.15, 5: 0.16, EPOCHS: 0.10}  # SD of what is seen at a rung, in log(error)
 RANGES = space.distributions()
 
 
