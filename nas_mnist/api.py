@@ -211,7 +211,7 @@ def export(
     opened = Storage.parse(storage)
     chosen = None if trial is None else retraining.choose(opened, study_name, trial)
     retrained = retraining.load(opened, study_name, chosen)
-    source = exporting.Source.find(opened, study_name)
+    source = exporting.Source.find(opened, study_name, retrained.candidate)
     return exporting.export(retrained, source, _folder(data_dir), Path(out), force=force, c=c)
 
 

@@ -11,7 +11,7 @@ import shlex
 import sys
 import warnings
 
-from nas_mnist.cli import doctor, judge, look, networks, search, solutions, solve
+from nas_mnist.cli import ablate, doctor, judge, look, networks, search, solutions, solve
 from nas_mnist.data.datasets import DATASETS, MNIST
 from nas_mnist.errors import NasMnistError, explain, shown
 from nas_mnist.workers.signals import stopped_once
@@ -102,6 +102,7 @@ COMMANDS = (
     judge.add_confirm,
     search.add_frontier,
     judge.add_retrain,
+    ablate.add_ablate,
     networks.add_baselines,
     networks.add_describe,
     networks.add_find_lr,

@@ -48,7 +48,7 @@ def _export(arguments) -> int:
     chosen = None if arguments.trial is None else retrain.choose(storage, arguments.study, arguments.trial)
     retrained = retrain.load(storage, arguments.study, chosen)
     dataset_of(storage, f"{arguments.study}-retrain", arguments)
-    source = export.Source.find(storage, arguments.study)
+    source = export.Source.find(storage, arguments.study, retrained.candidate)
     how = {"force": arguments.force, "c": arguments.c}
     record = export.export(retrained, source, data_dir_of(arguments), arguments.out, **how)
     print(f"{arguments.out}: {record['n_parameters']:,} parameters, {record['test_accuracy']:.2%} of the test set")

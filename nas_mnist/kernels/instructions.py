@@ -35,6 +35,14 @@ class Mode(IntEnum):
     EVALUATE = auto()  # the running statistics
 
 
+class Curve(IntEnum):
+    """The activation's function."""
+
+    NONE = 0
+    RELU = 1
+    HARD_SWISH = 2
+
+
 # Columns of the instructions. X and Y are maps (C, H, W, N) and (C', H', W', N), GX and GY their gradients: offsets in
 # the arena, as WEIGHT, BIAS (−1: none) and SCRATCH are. ACTIVATION is a row of the other table, LAYER a dropout's
 # number. SWEEP: so many instructions from here on are done for one channel, then for the next; 0: for all at once.
@@ -47,12 +55,12 @@ COLUMNS = (
     KERNEL, STRIDE, PADDING, DEPTHWISE, WEIGHT, BIAS, SCRATCH, LAYER, SWEEP,
 ) = range(len(COLUMNS))  # fmt: skip
 
-# Columns of the activations. Norm comes first, or the ReLU; GAMMA, BETA and the running statistics are a norm's.
+# Columns of the activations. Norm comes first, or the ReLU; CURVE is the function; GAMMA, BETA and the running statistics are a norm's.
 ACTIVATION_COLUMNS = (
-    "norm", "norm_first", "relu", "drops", "layer", "n_channels", "rows", "statistics", "gamma", "beta", "running_mean",
+    "norm", "norm_first", "curve", "drops", "layer", "n_channels", "rows", "statistics", "gamma", "beta", "running_mean",
     "running_var",
 )  # fmt: skip
 (
-    NORM, NORM_FIRST, RELU, DROPS, ACTIVATION_LAYER, N_CHANNELS, ROWS, STATISTICS, GAMMA, BETA, RUNNING_MEAN,
+    NORM, NORM_FIRST, CURVE, DROPS, ACTIVATION_LAYER, N_CHANNELS, ROWS, STATISTICS, GAMMA, BETA, RUNNING_MEAN,
     RUNNING_VAR,
 ) = range(len(ACTIVATION_COLUMNS))  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 from nas_mnist.kernels import convolution, dropout, instructions, loss, norm_relu, optimizers, pool
 from nas_mnist.kernels.affine import affine
 from nas_mnist.kernels.compilation import entry_point, kernel
-from nas_mnist.kernels.instructions import Mode, Op
+from nas_mnist.kernels.instructions import Curve, Mode, Op
 from nas_mnist.kernels.norm_relu import LOWEST, MASK, ZERO, Activation
 
 
@@ -227,12 +227,13 @@ def _activation(activations, index, arena, settings):
     c, n, behind = row[instructions.N_CHANNELS], settings.n_padded, settings.gradients
     normed = c if row[instructions.NORM] else 0
     norm_comes_last = row[instructions.NORM] and not row[instructions.NORM_FIRST]
-    low = ZERO if row[instructions.RELU] and norm_comes_last else LOWEST
-    high = ZERO if row[instructions.RELU] and not norm_comes_last else LOWEST
+    low = ZERO if row[instructions.CURVE] == Curve.RELU and norm_comes_last else LOWEST
+    high = ZERO if row[instructions.CURVE] == Curve.RELU and not norm_comes_last else LOWEST
     rows, statistics = row[instructions.ROWS], row[instructions.STATISTICS]
     gamma, beta = row[instructions.GAMMA], row[instructions.BETA]
     mean, variance = row[instructions.RUNNING_MEAN], row[instructions.RUNNING_VAR]
     return Activation(
+        row[instructions.CURVE],
         low,
         high,
         normed > 0,

@@ -1,8 +1,10 @@
-"""What follows a convolution: batch norm and ReLU in either order, dropout of channels, and a max-pool behind them.
+"""What follows a convolution: batch norm and an activation, dropout of channels, and a max-pool behind them.
 
-All is one formula, y = max(max(x, low)·scale + shift, high): one of the two floors is out of the way; scale and shift,
-a row of the batch for each channel, have dropout's mask in them. The gradient of x is computed from x again, so that
-the normalised map need not be kept. A kernel works on the maps' vectors at one place of the batch, pixel by pixel.
+With a ReLU, in either order, all is one formula, y = max(max(x, low)·scale + shift, high): one of the two floors is out
+of the way; scale and shift, a row of the batch for each channel, have dropout's mask in them. Hard-swish is y = mask·h(z),
+h(z) = z·min(max(z/6 + ½, 0), 1), z = x·scale + shift: no floor, and no mask in these, for h(z)·mask is not h(z·mask). The
+gradient of x is computed from x again, so that the normalised map need not be kept. A kernel works on the maps' vectors
+at one place of the batch, pixel by pixel.
 """
 
 from typing import NamedTuple
@@ -11,7 +13,21 @@ import numpy as np
 from numba.extending import intrinsic
 
 from nas_mnist.kernels.compilation import kernel
-from nas_mnist.kernels.vectors import INT, STEP, VECTORS, Loop, Vectors, address, constant, load, lowered, splat, store
+from nas_mnist.kernels.instructions import Curve
+from nas_mnist.kernels.vectors import (
+    INT,
+    STEP,
+    VECTORS,
+    Loop,
+    Vectors,
+    address,
+    constant,
+    load,
+    lowered,
+    splat,
+    store,
+    switch,
+)
 
 LOWEST = np.float32(-3e38)  # a floor that changes nothing
 ZERO = np.float32(0)
@@ -22,6 +38,7 @@ STD_FACTOR, OFFSET, MEAN, INVERSE_STD = range(4)  # statistics of a channel
 class Activation(NamedTuple):
     """What follows a convolution of C channels, and what its gradient needs. All float32."""
 
+    curve: int
     low: np.float32
     high: np.float32
     has_norm: bool
@@ -43,8 +60,8 @@ def activate(x, activation, first, y):
     for i in range(len(x)):
         c = first + i
         _activate(
-            x[i].ctypes.data, y[i].ctypes.data, h * w, n, rows[SCALE, c].ctypes.data, rows[SHIFT, c].ctypes.data,
-            activation.low, activation.high,
+            activation.curve, x[i].ctypes.data, y[i].ctypes.data, h * w, n, rows[SCALE, c].ctypes.data,
+            rows[SHIFT, c].ctypes.data, rows[MASK, c].ctypes.data, activation.low, activation.high,
         )  # fmt: skip
 
 
@@ -56,8 +73,8 @@ def activate_pool(x, activation, first, y):
     for i in range(len(x)):
         c = first + i
         _activate_pool(
-            x[i].ctypes.data, y[i].ctypes.data, h, w, x.shape[2] * n, n, rows[SCALE, c].ctypes.data,
-            rows[SHIFT, c].ctypes.data, activation.low, activation.high,
+            activation.curve, x[i].ctypes.data, y[i].ctypes.data, h, w, x.shape[2] * n, n, rows[SCALE, c].ctypes.data,
+            rows[SHIFT, c].ctypes.data, rows[MASK, c].ctypes.data, activation.low, activation.high,
         )  # fmt: skip
 
 
@@ -92,10 +109,12 @@ def normalise(activation, c, mean, variance, eps):
     offset = activation.bias[c] - mean * factor
     statistics[STD_FACTOR, c], statistics[OFFSET, c] = factor, offset
     statistics[MEAN, c], statistics[INVERSE_STD, c] = mean, inverse_std
+    masked = activation.curve != Curve.HARD_SWISH
     for i in range(rows.shape[2]):
-        rows[SCALE, c, i] = rows[MASK, c, i] * np.float32(factor)
-        rows[SHIFT, c, i] = rows[MASK, c, i] * np.float32(offset)
-        rows[FACTOR, c, i] = rows[SCALE, c, i]
+        mask = rows[MASK, c, i]
+        rows[SCALE, c, i] = (mask if masked else np.float32(1)) * np.float32(factor)
+        rows[SHIFT, c, i] = (mask if masked else np.float32(1)) * np.float32(offset)
+        rows[FACTOR, c, i] = mask * np.float32(factor)
 
 
 @kernel
@@ -104,6 +123,8 @@ def set_mask(activation, c):
     rows = activation.rows
     activation.statistics[:, c] = 0
     rows[SCALE, c], rows[SHIFT, c], rows[FACTOR, c] = rows[MASK, c], ZERO, rows[MASK, c]
+    if activation.curve == Curve.HARD_SWISH:
+        rows[SCALE, c] = np.float32(1)
 
 
 @kernel
@@ -130,7 +151,7 @@ def add_gradients(x, grad, n_pixels, n, activation, c, sums):
     """Add to (2, STEP) the sums of g and of g·(x − mean) over pixels (n_pixels, N) of a channel, at addresses."""
     rows = activation.rows
     _add_gradients(
-        x, grad, n_pixels, n, rows[SCALE, c].ctypes.data, rows[SHIFT, c].ctypes.data, rows[MASK, c].ctypes.data,
+        activation.curve, x, grad, n_pixels, n, rows[SCALE, c].ctypes.data, rows[SHIFT, c].ctypes.data, rows[MASK, c].ctypes.data,
         sums.ctypes.data, activation.statistics[MEAN, c], activation.low, activation.high,
     )  # fmt: skip
 
@@ -153,7 +174,7 @@ def input_gradient(x, grad, n_pixels, n, activation, c, valid, slope, offset, ou
     """scale·g + x·slope + offset over pixels (n_pixels, N) of a channel, at addresses; 0 in the padding."""
     rows = activation.rows
     _input_gradient(
-        x, grad, out, n_pixels, n, rows[SCALE, c].ctypes.data, rows[SHIFT, c].ctypes.data, rows[FACTOR, c].ctypes.data,
+        activation.curve, x, grad, out, n_pixels, n, rows[SCALE, c].ctypes.data, rows[SHIFT, c].ctypes.data, rows[FACTOR, c].ctypes.data,
         valid.ctypes.data, slope, offset, activation.low, activation.high,
     )  # fmt: skip
 
@@ -171,12 +192,12 @@ def activate_pool_backward(x, grad, activation, first, valid, n_images, out):
         sums = np.zeros((2, STEP), np.float32)
         if activation.has_norm:
             _add_pooled_gradients(
-                x[i].ctypes.data, grad[i].ctypes.data, h // 2, w // 2, w * n, n, scale, shift,
+                activation.curve, x[i].ctypes.data, grad[i].ctypes.data, h // 2, w // 2, w * n, n, scale, shift,
                 rows[MASK, c].ctypes.data, sums.ctypes.data, activation.statistics[MEAN, c], low, high,
             )  # fmt: skip
         slope, offset = set_gradients(activation, c, sums, h * w * n_images)
         _pooled_input_gradient(
-            x[i].ctypes.data, grad[i].ctypes.data, out[i].ctypes.data, h // 2, w // 2, w * n, n, scale, shift,
+            activation.curve, x[i].ctypes.data, grad[i].ctypes.data, out[i].ctypes.data, h // 2, w // 2, w * n, n, scale, shift,
             rows[FACTOR, c].ctypes.data, valid.ctypes.data, slope, offset, low, high,
         )  # fmt: skip
         # An odd last row or column, which the pool does not see, has no gradient but the norm's own.
@@ -185,7 +206,7 @@ def activate_pool_backward(x, grad, activation, first, valid, n_images, out):
             if start < w:
                 edge = x[i, r, start].ctypes.data
                 _input_gradient(
-                    edge, edge, out[i, r, start].ctypes.data, w - start, n, scale, shift, idle.ctypes.data,
+                    activation.curve, edge, edge, out[i, r, start].ctypes.data, w - start, n, scale, shift, idle.ctypes.data,
                     valid.ctypes.data, slope, offset, low, high,
                 )  # fmt: skip
 
@@ -204,16 +225,16 @@ def reduce(sums):
 
 
 @intrinsic
-def _activate(context, x, y, n_pixels, n, scale, shift, low, high):
-    def emit(builder, x, y, n_pixels, n, scale, shift, low, high):
-        floors = splat(builder, low), splat(builder, high)
+def _activate(context, curve, x, y, n_pixels, n, scale, shift, mask, low, high):
+    def emit(builder, curve, x, y, n_pixels, n, scale, shift, mask):
         with _Batch(builder, n) as batch:
-            scale, shift = batch.load(scale), batch.load(shift)
+            scale, shift, mask = (batch.load(row) for row in (scale, shift, mask))
             with Loop(builder, n_pixels) as pixel:
                 place = builder.mul(pixel.index, n)
-                batch.store(_formula(batch.load(x, place), scale, shift, *floors), y, place)
+                z = curve.floored(batch.load(x, place)).times_plus(scale, shift)
+                batch.store(curve.masked(curve.value(z), mask), y, place)
 
-    return lowered(emit, 6, 2)
+    return _by_curve(emit, 7)
 
 
 @intrinsic
@@ -231,97 +252,174 @@ def _add_moments(context, x, n_pixels, n, valid, sums, pivot, low):
 
 
 @intrinsic
-def _add_gradients(context, x, grad, n_pixels, n, scale, shift, mask, sums, mean, low, high):
-    def emit(builder, x, grad, n_pixels, n, scale, shift, mask, sums, mean, low, high):
-        mean, low, high = (splat(builder, number) for number in (mean, low, high))
+def _add_gradients(context, curve, x, grad, n_pixels, n, scale, shift, mask, sums, mean, low, high):
+    def emit(builder, curve, x, grad, n_pixels, n, scale, shift, mask, sums, mean):
+        mean = splat(builder, mean)
         with _Batch(builder, n, sums) as batch:
             scale, shift, mask = (batch.load(row) for row in (scale, shift, mask))
             with Loop(builder, n_pixels, _zeros(builder, 2)) as pixel:
                 place = builder.mul(pixel.index, n)
-                v = batch.load(x, place).at_least(low)
-                passes = v.times_plus(scale, shift).above(high)
-                d = passes.choose(batch.load(grad, place), constant(builder, 0.0))
+                v = curve.floored(batch.load(x, place))
+                d = curve.gradient(v.times_plus(scale, shift), batch.load(grad, place))
                 pixel.results = _add_gradient(builder, pixel.values, d, v - mean)
             batch.add(*(s * mask for s in _pair(builder, pixel.finals)))
 
-    return lowered(emit, 8, 3)
+    return _by_curve(emit, 8, 1)
 
 
 @intrinsic
-def _input_gradient(context, x, grad, out, n_pixels, n, scale, shift, factor, valid, slope, offset, low, high):
-    def emit(builder, x, grad, out, n_pixels, n, scale, shift, factor, valid, slope, offset, low, high):
-        low, high, zero = splat(builder, low), splat(builder, high), constant(builder, 0.0)
+def _input_gradient(context, curve, x, grad, out, n_pixels, n, scale, shift, factor, valid, slope, offset, low, high):
+    def emit(builder, curve, x, grad, out, n_pixels, n, scale, shift, factor, valid, slope, offset):
         with _Batch(builder, n) as batch:
             scale, shift, factor, valid = (batch.load(row) for row in (scale, shift, factor, valid))
-            own = _Own(splat(builder, slope) * valid, splat(builder, offset) * valid, low)
+            own = _Own(splat(builder, slope) * valid, splat(builder, offset) * valid, curve)
             with Loop(builder, n_pixels) as pixel:
                 place = builder.mul(pixel.index, n)
                 x_i = batch.load(x, place)
                 d = batch.load(grad, place) * factor
-                d = x_i.at_least(low).times_plus(scale, shift).above(high).choose(d, zero)
+                d = curve.gradient(curve.floored(x_i).times_plus(scale, shift), d)
                 batch.store(own.add(x_i, d), out, place)
 
-    return lowered(emit, 9, 4)
+    return _by_curve(emit, 9, 2)
 
 
 @intrinsic
-def _activate_pool(context, x, y, h, w, x_row, n, scale, shift, low, high):
-    def emit(builder, x, y, h, w, x_row, n, scale, shift, low, high):
-        low, high = splat(builder, low), splat(builder, high)
+def _activate_pool(context, curve, x, y, h, w, x_row, n, scale, shift, mask, low, high):
+    def emit(builder, curve, x, y, h, w, x_row, n, scale, shift, mask):
         with _Batch(builder, n) as batch:
-            scale, shift = batch.load(scale), batch.load(shift)
+            scale, shift, mask = (batch.load(row) for row in (scale, shift, mask))
             with Loop(builder, h) as row, Loop(builder, w) as column:
                 places, place = _pool_places(builder, row.index, column.index, w, x_row, n)
-                four = [batch.load(x, p).at_least(low).times_plus(scale, shift) for p in places]
-                batch.store(_largest(four)[0].at_least(high), y, place)
+                four = [curve.floored(batch.load(x, p)).times_plus(scale, shift) for p in places]
+                batch.store(curve.masked(curve.largest(four).value, mask), y, place)
 
-    return lowered(emit, 8, 2)
+    return _by_curve(emit, 9)
 
 
 @intrinsic
-def _add_pooled_gradients(context, x, grad, h, w, x_row, n, scale, shift, mask, sums, mean, low, high):
-    def emit(builder, x, grad, h, w, x_row, n, scale, shift, mask, sums, mean, low, high):
-        mean, low, high = (splat(builder, number) for number in (mean, low, high))
+def _add_pooled_gradients(context, curve, x, grad, h, w, x_row, n, scale, shift, mask, sums, mean, low, high):
+    def emit(builder, curve, x, grad, h, w, x_row, n, scale, shift, mask, sums, mean):
+        mean = splat(builder, mean)
         with _Batch(builder, n, sums) as batch:
             scale, shift, mask = (batch.load(row) for row in (scale, shift, mask))
             with Loop(builder, h, _zeros(builder, 2)) as row:
                 with Loop(builder, w, row.values) as column:
                     places, place = _pool_places(builder, row.index, column.index, w, x_row, n)
-                    values = [batch.load(x, p).at_least(low) for p in places]
-                    largest, beaten = _largest([v.times_plus(scale, shift) for v in values])
-                    v = values[0]
-                    for wins, value in zip(beaten, values[1:], strict=True):
-                        v = wins.choose(value, v)
-                    d = largest.above(high).choose(batch.load(grad, place), constant(builder, 0.0))
-                    column.results = _add_gradient(builder, column.values, d, v - mean)
+                    values = [curve.floored(batch.load(x, p)) for p in places]
+                    largest = curve.largest([v.times_plus(scale, shift) for v in values])
+                    d = curve.gradient(largest.z, batch.load(grad, place))
+                    column.results = _add_gradient(builder, column.values, d, largest.of(values) - mean)
                 row.results = column.finals
             batch.add(*(s * mask for s in _pair(builder, row.finals)))
 
-    return lowered(emit, 10, 3)
+    return _by_curve(emit, 10, 1)
 
 
 @intrinsic
 def _pooled_input_gradient(
-    context, x, grad, out, h, w, x_row, n, scale, shift, factor, valid, slope, offset, low, high
+    context, curve, x, grad, out, h, w, x_row, n, scale, shift, factor, valid, slope, offset, low, high
 ):  # fmt: skip
-    def emit(builder, x, grad, out, h, w, x_row, n, scale, shift, factor, valid, slope, offset, low, high):
-        low, high, zero = splat(builder, low), splat(builder, high), constant(builder, 0.0)
+    def emit(builder, curve, x, grad, out, h, w, x_row, n, scale, shift, factor, valid, slope, offset):
+        zero = constant(builder, 0.0)
         with _Batch(builder, n) as batch:
             scale, shift, factor, valid = (batch.load(row) for row in (scale, shift, factor, valid))
-            own = _Own(splat(builder, slope) * valid, splat(builder, offset) * valid, low)
+            own = _Own(splat(builder, slope) * valid, splat(builder, offset) * valid, curve)
             with Loop(builder, h) as row, Loop(builder, w) as column:
                 places, place = _pool_places(builder, row.index, column.index, w, x_row, n)
                 pixels = [batch.load(x, p) for p in places]
-                largest, beaten = _largest([v.at_least(low).times_plus(scale, shift) for v in pixels])
-                d = largest.above(high).choose(batch.load(grad, place) * factor, zero)
+                largest = curve.largest([curve.floored(v).times_plus(scale, shift) for v in pixels])
+                d = curve.gradient(largest.z, batch.load(grad, place) * factor)
                 shares = []
-                for wins in beaten[::-1]:
+                for wins in largest.beaten[::-1]:
                     shares.append(wins.choose(d, zero))
                     d = wins.choose(zero, d)
                 for pixel, share, p in zip(pixels, [d, *shares[::-1]], places, strict=True):
                     batch.store(own.add(pixel, share), out, p)
 
-    return lowered(emit, 11, 4)
+    return _by_curve(emit, 11, 2)
+
+
+def _by_curve(emit, n_integers, n_floats=0):
+    """What an intrinsic returns whose first argument is the curve, and whose last two are the floors."""
+
+    def emit_all(builder, curve, *arguments):
+        *arguments, low, high = arguments
+        curves = {int(Curve.HARD_SWISH): _HardSwish(builder)}
+        relu = _Relu(splat(builder, low), splat(builder, high))
+        curves |= dict.fromkeys((int(Curve.NONE), int(Curve.RELU)), relu)
+        switch(builder, curve, curves, lambda chosen: emit(builder, chosen, *arguments))
+
+    return lowered(emit_all, n_integers + 1, n_floats + 2)
+
+
+class _Largest(NamedTuple):
+    """Of four numbers the largest, and for all but the first whether it beats those before: of equals the first wins."""
+
+    z: Vectors  # before the activation
+    value: Vectors  # after it
+    beaten: list[Vectors]
+
+    def of(self, four):
+        """What belongs to the largest."""
+        chosen = four[0]
+        for wins, value in zip(self.beaten, four[1:], strict=True):
+            chosen = wins.choose(value, chosen)
+        return chosen
+
+
+class _Relu(NamedTuple):
+    """Or nothing, if both floors are out of the way."""
+
+    low: Vectors
+    high: Vectors
+
+    def floored(self, x):
+        return x.at_least(self.low)
+
+    def floor_gradient(self, x, grad):
+        return x.above(self.low).choose(grad, constant(x.builder, 0.0))
+
+    def value(self, z):
+        return z.at_least(self.high)
+
+    def masked(self, y, mask):
+        return y  # the mask is in scale and shift
+
+    def gradient(self, z, grad):
+        return z.above(self.high).choose(grad, constant(z.builder, 0.0))
+
+    def largest(self, four):
+        """The same before the activation as after it, which never falls."""
+        largest, beaten = _largest(four)
+        return _Largest(largest, self.value(largest), beaten)
+
+
+class _HardSwish:
+    def __init__(self, builder):
+        self.zero, self.half, self.one = (constant(builder, number) for number in (0.0, 0.5, 1.0))
+        self.sixth, self.third = constant(builder, 1 / 6), constant(builder, 1 / 3)
+        self.three, self.minus_three = constant(builder, 3.0), constant(builder, -3.0)
+
+    def floored(self, x):
+        return x
+
+    def floor_gradient(self, x, grad):
+        return grad
+
+    def value(self, z):
+        gate = z.times_plus(self.sixth, self.half).at_least(self.zero)
+        return z * gate.above(self.one).choose(self.one, gate)
+
+    def masked(self, y, mask):
+        return y * mask
+
+    def gradient(self, z, grad):
+        inner = z.above(self.minus_three).choose(z.times_plus(self.third, self.half), self.zero)
+        return grad * z.above(self.three).choose(self.one, inner)
+
+    def largest(self, four):
+        value, beaten = _largest([self.value(z) for z in four])
+        return _Largest(_Largest(value, value, beaten).of(four), value, beaten)
 
 
 class _Batch:
@@ -357,15 +455,10 @@ class _Own(NamedTuple):
 
     slope: Vectors
     offset: Vectors
-    low: Vectors
+    curve: "_Relu | _HardSwish"
 
     def add(self, x, d):
-        v = x.at_least(self.low)
-        return x.above(self.low).choose(v.times_plus(self.slope, self.offset) + d, constant(x.builder, 0.0))
-
-
-def _formula(x, scale, shift, low, high):
-    return x.at_least(low).times_plus(scale, shift).at_least(high)
+        return self.curve.floor_gradient(x, self.curve.floored(x).times_plus(self.slope, self.offset) + d)
 
 
 def _largest(four):

@@ -11,6 +11,7 @@ An architecture is one readable line, layers first, options behind a bar:
     +b      with a bias                           act-norm       activation before the normalisation
     r       activation, no normalisation          dropout=R      rate R after every convolution but the last
     -       bare: nothing follows                 elementwise    dropout of elements instead of channels
+                                                  hardswish      x·min(max(x + 3, 0), 6) / 6 instead of ReLU
 
 Suffixes stand in the order k, s, p, +b, then r or -. A depthwise-separable convolution is a depthwise K×K convolution,
 normalisation, activation, and a 1×1 convolution. Convolutions after `G` act on a 1×1 map: they are the dense layers.
@@ -19,7 +20,7 @@ normalisation, activation, and a 1×1 convolution. Convolutions after `G` act on
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from nas_mnist.errors import ArchitectureError
 
@@ -28,6 +29,10 @@ INPUT_SIDE = 28
 N_CLASSES = 10
 MAX_CHANNELS = 1024  # far above any network worth the name; keeps a typing mistake from filling the memory
 MAX_LAYERS, MAX_LINE = 100, 5000  # layers, characters; the same
+
+
+Activation = Literal["relu", "hardswish"]
+ACTIVATION_NAMES = {"relu": "ReLU", "hardswish": "hard-swish"}
 
 
 @dataclass(frozen=True)
@@ -143,8 +148,11 @@ class Architecture:
     norm_first: bool = True
     dropout: float = 0.0
     elementwise_dropout: bool = False
+    activation: Activation = "relu"  # hardswish: A. Howard et al., Searching for MobileNetV3, 2019, arXiv 1905.02244
 
     def __post_init__(self) -> None:
+        if self.activation != "relu" and not self.norm_first:
+            raise ArchitectureError(f"act-norm is for ReLU: {self.activation} stands behind the norm, leave out one")
         if not 0 <= self.dropout < 1:
             raise ArchitectureError(f"dropout rate must be at least 0 and below 1, not {self.dropout:g}")
         if not self.layers:
@@ -162,6 +170,7 @@ class Architecture:
         options = ["act-norm"] * (not self.norm_first)
         options += [f"dropout={self.dropout!r}"] * (self.dropout > 0)
         options += ["elementwise"] * self.elementwise_dropout
+        options += [self.activation] * (self.activation != "relu")
         return " | ".join([self.line, " ".join(options)] if options else [self.line])
 
     @property
@@ -319,9 +328,11 @@ def _parse_option(architecture: Architecture, token: str, position: int) -> Arch
         return replace(architecture, norm_first=False)
     if token == "elementwise":
         return replace(architecture, elementwise_dropout=True)
+    if token in get_args(Activation):
+        return replace(architecture, activation=token)
     name, _, value = token.partition("=")
     if name == "dropout" and re.fullmatch(r"[0-9]*\.?[0-9]+(e-?[0-9]{1,3})?", value):
         return replace(architecture, dropout=float(value))
     raise ArchitectureError(
-        f"`{token}` at position {position} is no option: write act-norm, elementwise, or dropout=RATE (0 <= RATE < 1)"
+        f"`{token}` at position {position} is no option: write act-norm, elementwise, hardswish, or dropout=RATE (0 <= RATE < 1)"
     )

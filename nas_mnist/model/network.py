@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas_mnist.model.architecture import Architecture, Conv, MaxPool
+from nas_mnist.model.architecture import ACTIVATION_NAMES, Activation, Architecture, Conv, MaxPool
 
 
 class Dropout(nn.Module):
@@ -36,25 +36,40 @@ class Dropout(nn.Module):
         return x * self.mask(x) if self.training and self.rate > 0 else x
 
 
-class NormAct(nn.Module):
-    """What follows a convolution: norm and ReLU in either order, then dropout: (B, C, H, W) → (B, C, H, W)."""
+ACTIVATIONS = {"relu": F.relu, "hardswish": F.hardswish}
 
-    def __init__(self, channels: int, *, norm: bool, norm_first: bool, dropout: float, elementwise: bool):
+
+class NormAct(nn.Module):
+    """What follows a convolution: norm and activation in either order, then dropout: (B, C, H, W) → (B, C, H, W)."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        norm: bool,
+        norm_first: bool,
+        dropout: float,
+        elementwise: bool,
+        activation: Activation = "relu",
+    ):
         super().__init__()
         self.norm = nn.BatchNorm2d(channels) if norm else None
         self.norm_first = norm_first
+        self.activation = activation
         self.dropout = Dropout(dropout, elementwise)
 
     def extra_repr(self) -> str:
-        return "norm → ReLU" if self.norm_first else "ReLU → norm"
+        name = ACTIVATION_NAMES[self.activation]
+        return f"norm → {name}" if self.norm_first else f"{name} → norm"
 
     def forward(self, x: Tensor) -> Tensor:
+        act = ACTIVATIONS[self.activation]
         if self.norm is None:
-            y = F.relu(x)
+            y = act(x)
         elif self.norm_first:
-            y = F.relu(self.norm(x))
+            y = act(self.norm(x))
         else:
-            y = self.norm(F.relu(x))
+            y = self.norm(act(x))
         dropped: Tensor = self.dropout(y)
         return dropped
 
@@ -122,6 +137,7 @@ def _convolution(layer: Conv, in_channels: int, architecture: Architecture, drop
                 norm_first=architecture.norm_first,
                 dropout=rate,
                 elementwise=architecture.elementwise_dropout,
+                activation=architecture.activation,
             )
         ]
 

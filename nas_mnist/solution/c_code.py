@@ -19,7 +19,7 @@ import numpy as np
 
 from nas_mnist.data.datasets import Normalisation
 from nas_mnist.errors import SolutionError
-from nas_mnist.model.architecture import INPUT_SIDE, N_CLASSES
+from nas_mnist.model.architecture import ACTIVATION_NAMES, INPUT_SIDE, N_CLASSES
 from nas_mnist.solution.folding import FoldedConvolution, FoldedStep
 from nas_mnist.solution.quantise import Quantised, QuantisedConvolution, QuantisedMean, QuantisedStep
 from nas_mnist.solution.walk import Pool
@@ -84,8 +84,8 @@ def write(folder: Path, steps: Sequence[FoldedStep], quantised: Quantised, headl
 
     Raises `SolutionError` if a layer is none that this writer knows; nothing is written then.
     """
-    int8 = _Program(tuple(_int8_layer(step) for step in quantised.steps), reads_pixels=True)
-    floats = _Program(tuple(_float_layer(step) for step in steps), reads_pixels=False)
+    int8 = _Program(tuple(layer for step in quantised.steps for layer in _int8_layers(step)), reads_pixels=True)
+    floats = _Program(tuple(layer for step in steps for layer in _float_layers(step)), reads_pixels=False)
     values = {
         "headline": headline,
         "side": INPUT_SIDE,
@@ -126,6 +126,24 @@ def _without_unused(source: str) -> str:
         if function and not re.search(rf"\b{function[1]}\(", "\n\n".join(parts[:i] + parts[i + 1 :])):
             return _without_unused("\n\n".join(parts[:i] + parts[i + 1 :]))  # what only that one called may go, too
     return source
+
+
+def _float_layers(step: FoldedStep) -> list[_Layer]:
+    """One for each step, and one for a hard-swish."""
+    layers = [_float_layer(step)]
+    if isinstance(step, FoldedConvolution) and step.activation == "hardswish":
+        n = step.channels * step.side**2
+        layers.append(_Layer(f"hard_swish_float({n}, {{y}});", n, n, "hard-swish", in_place=True))
+    return layers
+
+
+def _int8_layers(step: QuantisedStep) -> list[_Layer]:
+    """One for each step, and one for an activation that is a table."""
+    layers = [_int8_layer(step)]
+    if isinstance(step, QuantisedConvolution) and step.table is not None:
+        n, name = step.step.channels * step.step.side**2, f"{step.step.name}_int8_table"
+        layers.append(_Layer(f"look_up_int8({n}, {name}, {{y}});", n, n, "hard-swish", in_place=True))
+    return layers
 
 
 def _float_layer(step: FoldedStep) -> _Layer:
@@ -177,9 +195,11 @@ def _int8_constants(step: QuantisedConvolution) -> str:
         _array("int32_t", f"{name}_bias", bias),
         _array("float", f"{name}_multiplier", step.multiplier),
     ]
+    if step.table is not None:
+        arrays.append(_array("uint8_t", f"{name}_table", step.table))
     fields = [_size(conv), f".zero_in = {zero_in}, .zero = {step.zero}"]
     fields += [f".{each} = {name}_{each}" for each in ("weights", "bias", "multiplier")]
-    return "\n".join([_heading(conv, 1, 8), *arrays, _struct("int8_layer", name, fields)])
+    return "\n".join([_heading(conv, 1, 8, 0 if step.table is None else len(step.table)), *arrays, _struct("int8_layer", name, fields)])
 
 
 def _float_constants(conv: FoldedConvolution) -> str:
@@ -188,7 +208,7 @@ def _float_constants(conv: FoldedConvolution) -> str:
         _array("float", f"{name}_weights", _in_order(conv.weight.astype(np.float32), conv)),
         _array("float", f"{name}_bias", conv.bias.astype(np.float32)),
     ]
-    fields = [_size(conv), f".is_rectified = {int(conv.rectified)}"]
+    fields = [_size(conv), f".is_rectified = {int(conv.activation == 'relu')}"]
     fields += [f".{each} = {name}_{each}" for each in ("weights", "bias")]
     return "\n".join([_heading(conv, 4, 4), *arrays, _struct("float_layer", name, fields)])
 
@@ -198,13 +218,13 @@ def _in_order(weight: np.ndarray, conv: FoldedConvolution) -> np.ndarray:
     return weight[:, 0].transpose(1, 2, 0) if conv.groups > 1 else weight.transpose(0, 2, 3, 1)
 
 
-def _heading(conv: FoldedConvolution, weight_bytes: int, channel_bytes: int) -> str:
+def _heading(conv: FoldedConvolution, weight_bytes: int, channel_bytes: int, table_bytes: int = 0) -> str:
     """What it is, and its bytes of flash."""
     maps = f"{conv.in_side}x{conv.in_side}x{conv.in_channels} -> {conv.side}x{conv.side}x{conv.channels}"
-    n_bytes = weight_bytes * conv.weight.size + channel_bytes * conv.channels
-    relu = ", ReLU" * conv.rectified
+    n_bytes = weight_bytes * conv.weight.size + channel_bytes * conv.channels + table_bytes
+    activation = f", {ACTIVATION_NAMES[conv.activation]}" if conv.activation else ""
     kind = "depthwise " * (conv.groups > 1)
-    return f"/* {conv.name}: {conv.kernel}x{conv.kernel} {kind}convolution{relu}, {maps}, {n_bytes:,} bytes */"
+    return f"/* {conv.name}: {conv.kernel}x{conv.kernel} {kind}convolution{activation}, {maps}, {n_bytes:,} bytes */"
 
 
 def _size(conv: FoldedConvolution) -> str:

@@ -81,22 +81,25 @@ def _forward(architecture: Architecture) -> list[str]:
     for index, (layer, steps) in enumerate(zip(architecture.layers, walk(architecture), strict=True)):
         for step in steps:
             out = f"(B, {step.channels}, {step.side}, {step.side})"
-            lines.append(_commented(f"x = {_call(step, architecture.norm_first)}", out))
+            lines.append(_commented(f"x = {_call(step, architecture)}", out))
         if isinstance(layer, Conv) and layer.activation and architecture.dropout and index != last_conv:
             dropout = "dropout" if architecture.elementwise_dropout else "dropout2d"
             lines.append(f"        x = F.{dropout}(x, {architecture.dropout}, self.training)")
     return lines
 
 
-def _call(step: Step, norm_first: bool) -> str:
+def _call(step: Step, architecture: Architecture) -> str:
     if isinstance(step, Pool):
         return "F.max_pool2d(x, 2)" if step.is_max else "x.mean((2, 3), keepdim=True)"
     x = f"self.{step.name}(x)"
     if not step.activation:
         return x
+    activation = f"F.{architecture.activation}"
     if step.norm is None:
-        return f"F.relu({x})"
-    return f"F.relu(self.{step.norm}({x}))" if norm_first else f"self.{step.norm}(F.relu({x}))"
+        return f"{activation}({x})"
+    if architecture.norm_first:
+        return f"{activation}(self.{step.norm}({x}))"
+    return f"self.{step.norm}({activation}({x}))"
 
 
 _TEMPLATE = '''"""{headline}

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nas_mnist.data.datasets import Dataset
 from nas_mnist.data.images import Images
+from nas_mnist.model.architecture import ACTIVATION_NAMES, Architecture
 from nas_mnist.model.network import Network
 from nas_mnist.solution.folding import read_norm
 from nas_mnist.solution.predict import read_exported
@@ -84,7 +85,7 @@ def _entry(token: str, step: Step, network: Network) -> dict[str, Any]:
         what, name = ("2×2 max-pool", "maxPool") if step.is_max else ("mean of each map", "mean")
         return {"token": token, "what": what, "n_parameters": 0, "steps": [{"name": name}]}
     state = network.state_dict()
-    steps = [_conv(step, state), *_norm_act(step, state, network.architecture.norm_first)]
+    steps = [_conv(step, state), *_norm_act(step, state, network.architecture)]
     what = _what(step) + "".join(f", {each['name']}" for each in steps[1:])
     n_parameters = step.n_parameters + 2 * step.channels * (step.norm is not None)
     return {"token": token, "what": what, "n_parameters": n_parameters, "steps": steps}
@@ -102,14 +103,14 @@ def _conv(conv: Convolution, state: Mapping[str, Tensor]) -> dict[str, Any]:
     return step | {"bias": _floats(state[f"{conv.source}.bias"])} if conv.bias else step
 
 
-def _norm_act(conv: Convolution, state: Mapping[str, Tensor], norm_first: bool) -> list[dict[str, Any]]:
-    """Norm and ReLU in their order; at rest a batch norm is one factor and one summand for each channel."""
-    relu = [{"name": "ReLU"}] if conv.activation else []
+def _norm_act(conv: Convolution, state: Mapping[str, Tensor], architecture: Architecture) -> list[dict[str, Any]]:
+    """Norm and activation in their order; at rest a batch norm is one factor and one summand for each channel."""
+    act = [{"name": ACTIVATION_NAMES[architecture.activation]}] if conv.activation else []
     norm = read_norm(conv, state)
     if norm is None:
-        return relu
+        return act
     norms = [{"name": "norm", "scale": _floats(norm.scale), "shift": _floats(norm.shift)}]
-    return norms + relu if norm_first else relu + norms
+    return norms + act if architecture.norm_first else act + norms
 
 
 def _wrong(images: Images, predictions: Tensor) -> dict[str, Any]:

@@ -40,8 +40,11 @@ from nas_mnist.solution import demo
 from nas_mnist.solution.codegen import generate, weight_names
 from nas_mnist.solution.model_card import model_card
 from nas_mnist.solution.predict import RECORD, WEIGHTS, onnx_logits, seal
+from nas_mnist.stages import ablate
+from nas_mnist.stages.ablate import Ablated
 from nas_mnist.stages.retrain import Retrained
 from nas_mnist.study import studies
+from nas_mnist.study.space import Candidate
 from nas_mnist.study.storage import Storage
 from nas_mnist.task import MAX_PARAMS, TARGET_ACCURACY
 from nas_mnist.training.augmentation import augment, normalise
@@ -67,14 +70,16 @@ class Source:
     study_name: str
     n_trials: int | None  # trained trials of the search; None without a search
     identity: dict[str, Any] = field(default_factory=dict)  # what the search was asked for; see `study.Identity`
+    ablation: tuple[Ablated, ...] = ()  # of the network that is exported; empty if there is none
 
     @staticmethod
-    def find(storage: Storage, study_name: str) -> "Source":
-        """What the storage knows of this search."""
+    def find(storage: Storage, study_name: str, candidate: Candidate) -> "Source":
+        """What the storage knows of this search, and of this network."""
         opened = storage.open()
         n_trials = studies.count_trained(opened, study_name)
         identity = {} if n_trials is None else studies.recorded_identity(studies.load(opened, study_name))
-        return Source(str(storage), study_name, n_trials, identity)
+        ablation = ablate.results_of(storage, study_name, candidate)
+        return Source(str(storage), study_name, n_trials, identity, ablation)
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ def _write(
     _write_figures(retrained, judged, train_images, folder / "figures")
     record = _record(retrained, source, judged, checksums(data_dir, retrained.dataset))
     record |= _write_embedded(retrained, network, train_images, judged, folder, c)
-    (folder / CARD).write_text(model_card(retrained, record), encoding="utf-8")
+    (folder / CARD).write_text(model_card(retrained, record, source.ablation), encoding="utf-8")
     page = demo.page(network, record, retrained.dataset, judged.images, judged.predictions)
     (folder / demo.PAGE).write_text(page, encoding="utf-8")
     record["sha256"] = {p.relative_to(folder).as_posix(): _sha256(p) for p in _files(folder)}
@@ -357,8 +362,16 @@ def _record(retrained: Retrained, source: Source, judged: Judged, data_md5: dict
         "mean_test_accuracy": retrained.mean,
         "standard_deviation": retrained.standard_deviation,
         "runs": [asdict(run) for run in retrained.runs],
-        "search": {**asdict(source), "trial": retrained.trial, "score": retrained.search_score},
+        "search": {
+            "storage": source.storage,
+            "study_name": source.study_name,
+            "n_trials": source.n_trials,
+            "identity": source.identity,
+            "trial": retrained.trial,
+            "score": retrained.search_score,
+        },
         "confirmation": retrained.confirmation,
+        **({"ablation": [row.to_dict() for row in source.ablation]} if source.ablation else {}),
         "onnx": {"opset": OPSET, "input": "images", "output": "logits"},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "device": retrained.runs[0].device,

@@ -1,4 +1,4 @@
-"""A trained network at rest: convolutions with a bias, rectified or not, and pools; the norms are folded into them.
+"""A trained network at rest: convolutions with a bias, an activation or none, and pools; the norms are folded into them.
 
 A norm before the activation goes into the convolution before it. Of a norm behind the activation the size of the
 factors goes there, too, through the ReLU: so the channels of a map are of one size, as int8 needs it, which has one
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from nas_mnist.model.architecture import Activation
 from nas_mnist.model.network import Network
 from nas_mnist.solution.walk import Convolution, Pool, walk
 
@@ -22,7 +23,7 @@ NORM_EPS = 1e-5  # of nn.BatchNorm2d
 
 @dataclass(frozen=True)
 class FoldedConvolution:
-    """y = Σ x·weight + bias, then max(y, 0) if `rectified`. Weight (C', C / groups, K, K) and bias (C',), float64."""
+    """y = Σ x·weight + bias, then the activation. Weight (C', C / groups, K, K) and bias (C',), float64."""
 
     name: str
     weight: np.ndarray
@@ -30,7 +31,7 @@ class FoldedConvolution:
     groups: int
     stride: int
     padding: int
-    rectified: bool
+    activation: Activation | None
     in_side: int
     side: int
 
@@ -79,7 +80,7 @@ def fold(network: Network) -> list[FoldedStep]:
         behind, rest = read_norm(step, state), None
         if behind and not architecture.norm_first:
             behind, rest = _split(behind)
-        steps.append(_fold(step, state, pending, behind))
+        steps.append(_fold(step, state, pending, behind, architecture.activation if step.activation else None))
         pending = rest
     if pending:
         steps.append(_as_convolution(pending, 1))
@@ -115,7 +116,11 @@ def _split(norm: Norm) -> tuple[Norm, Norm]:
 
 
 def _fold(
-    step: Convolution, state: Mapping[str, Tensor], before: Norm | None, behind: Norm | None
+    step: Convolution,
+    state: Mapping[str, Tensor],
+    before: Norm | None,
+    behind: Norm | None,
+    activation: Activation | None,
 ) -> FoldedConvolution:
     weight = _numpy(state[f"{step.source}.weight"])
     bias = _numpy(state[f"{step.source}.bias"]) if step.bias else np.zeros(step.channels)
@@ -127,10 +132,10 @@ def _fold(
         weight = weight * behind.scale[:, None, None, None]
         bias = bias * behind.scale + behind.shift
     return FoldedConvolution(
-        step.name, weight, bias, step.groups, step.stride, step.padding, step.activation, step.in_side, step.side
+        step.name, weight, bias, step.groups, step.stride, step.padding, activation, step.in_side, step.side
     )
 
 
 def _as_convolution(norm: Norm, side: int) -> FoldedConvolution:
     weight = norm.scale[:, None, None, None]
-    return FoldedConvolution(norm.name, weight, norm.shift, len(norm.scale), 1, 0, False, side, side)
+    return FoldedConvolution(norm.name, weight, norm.shift, len(norm.scale), 1, 0, None, side, side)

@@ -1,17 +1,20 @@
 """The model card of a solution: what it is, how good, how it was chosen, how to use and to reproduce it."""
 
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 
 from nas_mnist.data.datasets import MNIST
 from nas_mnist.data.folds import n_search_images
+from nas_mnist.stages.ablate import Ablated
 from nas_mnist.stages.retrain import Retrained
 from nas_mnist.study.space import RECIPE
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
 from nas_mnist.training.recipe import Recipe
 from nas_mnist.views import tables
+from nas_mnist.views.ablation import ablation_rows
 
 SECTIONS = """# {title}
 
@@ -48,6 +51,10 @@ logits = onnxruntime.InferenceSession("model.onnx").run(None, {{"images": images
 ## How it was chosen
 
 {chosen}
+
+## Why it is good
+
+{ablation}
 
 ## Accuracy of every seed
 
@@ -91,8 +98,8 @@ Epoch by epoch, seed {seed} (the exported one):
 """
 
 
-def model_card(retrained: Retrained, record: dict[str, Any]) -> str:
-    """Markdown, from the retraining and from what `solution.json` holds."""
+def model_card(retrained: Retrained, record: dict[str, Any], ablation: Sequence[Ablated] = ()) -> str:
+    """Markdown, from the retraining, from what `solution.json` holds, and from an ablation if there is one."""
     architecture = retrained.candidate.architecture
     return SECTIONS.format(
         title=f"{retrained.dataset.title} with {record['n_parameters']:,} parameters",
@@ -103,6 +110,7 @@ def model_card(retrained: Retrained, record: dict[str, Any]) -> str:
         **record["normalisation"],
         embedded=_embedded(record),
         chosen=_chosen(retrained, record),
+        ablation=_ablation(ablation),
         seeds=_seeds(retrained),
         seed=record["exported_seed"],
         log=_log(retrained),
@@ -220,6 +228,18 @@ def _confirmed(confirmation: dict[str, Any] | None) -> str:
         f"Confirmed on fresh folds of the training images ({c['folds']} folds, seeds on each: {c['seeds']}{given_up}): "
         f"{100 * c['mean']:.2f}{spread} %, n = {c['n']}. "
         f"Search score less confirmed mean, its optimism: {100 * c['optimism']:+.2f} points."
+    )
+
+
+def _ablation(ablation: Sequence[Ablated]) -> str:
+    if not ablation:
+        return "Nobody has taken it apart yet: `nas-mnist ablate` does, and the next export tells what came of it."
+    header, *rows = ablation_rows(ablation)
+    table = tables.markdown_table(header, rows, "l" + "r" * (len(header) - 2) + "l")
+    return (
+        "One change at a time, each trained beside the network as it is on the same held-out folds and from the same "
+        "seeds; differences in percentage points, p of a paired t-test. A change of structure has its widths scaled to "
+        f"the same number of parameters.\n\n{table}"
     )
 
 

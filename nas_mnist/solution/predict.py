@@ -25,6 +25,7 @@ from nas_mnist.model.network import Network, build
 from nas_mnist.solution.codegen import weight_names
 from nas_mnist.solution.preprocess import on_paper
 from nas_mnist.solution.preprocess import prepare as prepare_picture
+from nas_mnist.study.space import Candidate
 from nas_mnist.training.augmentation import normalise
 from nas_mnist.training.evaluation import evaluate
 
@@ -75,6 +76,15 @@ def load(folder: Path) -> Solution:
         reason = str(error).splitlines()[0]
         raise SolutionError(f"{folder} is damaged ({reason}): export the solution again") from error
     return Solution(network.eval(), dataset, normalisation)
+
+
+def candidate(folder: Path) -> Candidate:
+    """The network of an exported folder and how it was trained. Raises `SolutionError` if it is damaged."""
+    record = _read_record(folder)
+    try:
+        return Candidate.from_dict(record)
+    except (NasMnistError, KeyError, TypeError) as error:
+        raise SolutionError(f"{folder} is damaged ({error}): export the solution again") from error
 
 
 def read_exported(folder: Path, name: str) -> bytes:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +33,11 @@ def float_graph(steps: list[FoldedStep]) -> onnx.ModelProto:
             names = [f"{step.name}.weight", f"{step.name}.bias"]
             values = (step.weight.astype(np.float32), step.bias.astype(np.float32))
             weights += [numpy_helper.from_array(v, name) for v, name in zip(values, names, strict=True)]
-            out = f"{y}.sum" if step.rectified else y
+            out = f"{y}.sum" if step.activation else y
             sizes = {"kernel_shape": [step.kernel] * 2, "strides": [step.stride] * 2, "pads": [step.padding] * 4}
             nodes.append(helper.make_node("Conv", [x, *names], [out], step.name, group=step.groups, **sizes))
-            if step.rectified:
-                nodes.append(helper.make_node("Relu", [out], [y], f"{step.name}.relu"))
+            if step.activation:
+                nodes += _activation(step, out, y)
         elif step.is_max:
             nodes.append(helper.make_node("MaxPool", [x], [y], f"pool{i}", kernel_shape=[2, 2], strides=[2, 2]))
         else:
@@ -50,6 +50,16 @@ def float_graph(steps: list[FoldedStep]) -> onnx.ModelProto:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _activation(step: FoldedConvolution, x: str, y: str) -> list[onnx.NodeProto]:
+    """Behind a hard-swish, which onnxruntime computes in float32, a concatenation of one map: it makes bytes of its
+    input, as a pool does not that would come next. `_without_concatenations` takes it away."""
+    name = f"{step.name}.{step.activation}"
+    if step.activation == "relu":
+        return [helper.make_node("Relu", [x], [y], name)]
+    alone = helper.make_node("Concat", [f"{y}.float"], [y], f"{name}.alone", axis=1)
+    return [helper.make_node("HardSwish", [x], [f"{y}.float"], name), alone]
 
 
 class _Batches(CalibrationDataReader):
@@ -79,7 +89,18 @@ def quantise(steps: list[FoldedStep], images: np.ndarray) -> onnx.ModelProto:
             weight_type=QuantType.QUInt8,
             extra_options={"WeightSymmetric": True},
         )
-        return onnx.load(path)
+        return _without_concatenations(onnx.load(path))
+
+
+def _without_concatenations(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Without those of one map, whose output is the bytes of their input: who reads the one now reads the other."""
+    there = [node for node in model.graph.node if node.op_type == "QLinearConcat"]
+    instead = {node.output[0]: node.input[2] for node in there}  # behind the scale and the zero of the output
+    for node in there:
+        model.graph.node.remove(node)
+    for node in model.graph.node:
+        node.input[:] = [instead.get(name, name) for name in node.input]
+    return model
 
 
 @contextlib.contextmanager
@@ -98,7 +119,8 @@ def _silence() -> Iterator[None]:
 class QuantisedConvolution:
     """y = round((Σ (x - zero_in)·weight + bias)·multiplier) + zero, half to even, and kept within 0 to 255.
 
-    The sum is an int32, the product a float32: as onnxruntime's QLinearConv computes it.
+    The sum is an int32, the product a float32: as onnxruntime's QLinearConv computes it. A ReLU is in these limits; what
+    another activation makes of each y is in the table.
     """
 
     step: FoldedConvolution
@@ -107,6 +129,7 @@ class QuantisedConvolution:
     multiplier: np.ndarray  # float32 (C')
     zero_in: int
     zero: int
+    table: np.ndarray | None = None  # uint8 (256,)
 
 
 @dataclass(frozen=True)
@@ -119,6 +142,7 @@ class QuantisedMean:
     zero: int
 
 
+TABULATED = ("DequantizeLinear", "HardSwish", "QuantizeLinear")  # what becomes a table behind a convolution
 QuantisedStep = QuantisedConvolution | QuantisedMean | Pool
 
 
@@ -139,13 +163,29 @@ def read(model: onnx.ModelProto, steps: list[FoldedStep]) -> Quantised:
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     first, *nodes = (node for node in model.graph.node if node.op_type != "Flatten")
     *nodes, last = nodes
-    if [first.op_type, last.op_type] != ["QuantizeLinear", "DequantizeLinear"] or len(nodes) != len(steps):
+    there = [node.op_type for node in nodes if node.op_type not in TABULATED]
+    if [first.op_type, last.op_type] != ["QuantizeLinear", "DequantizeLinear"] or len(there) != len(steps):
         raise SolutionError("the quantised network has other layers than the network: use another onnxruntime")
-    read_steps = tuple(
-        _read_step(step, node.op_type, [values.get(name) for name in node.input])
-        for step, node in zip(steps, nodes, strict=True)
-    )
-    return Quantised(read_steps, values[last.input[1]][()], int(values[last.input[2]]))
+    rest = iter([(node.op_type, [values.get(name) for name in node.input]) for node in nodes])
+    read_steps = []
+    for step in steps:
+        quantised = _read_step(step, *next(rest))
+        if isinstance(step, FoldedConvolution) and step.activation == "hardswish":
+            quantised = replace(quantised, table=_read_table([next(rest) for _ in TABULATED]))
+        read_steps.append(quantised)
+    return Quantised(tuple(read_steps), values[last.input[1]][()], int(values[last.input[2]]))
+
+
+def _read_table(nodes: list[tuple[str, list[np.ndarray | None]]]) -> np.ndarray:
+    """What hard-swish makes of each byte: onnxruntime computes it in float32 between two maps of bytes."""
+    kinds, (inputs, _, outputs) = zip(*nodes, strict=True)
+    if kinds != TABULATED:
+        raise SolutionError(f"onnxruntime made {', '.join(kinds)} of a hard-swish: use another onnxruntime")
+    _, scale, zero = inputs
+    x = (np.arange(256, dtype=np.float32) - np.float32(zero)) * scale
+    y = x * np.clip(x * np.float32(1 / 6) + np.float32(0.5), np.float32(0), np.float32(1))
+    _, scale, zero = outputs
+    return np.clip(np.rint(y / scale) + int(zero), 0, 255).astype(np.uint8)
 
 
 def _read_step(step: FoldedStep, kind: str, inputs: list[np.ndarray | None]) -> QuantisedStep:

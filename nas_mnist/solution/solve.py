@@ -93,7 +93,7 @@ def _export(settings: SolveSettings, retrained: Retrained) -> dict[str, Any]:
     if there and _is_of_this_study(settings) and _is_of(there, retrained):
         return there
     force = settings.export.force or _is_of_this_study(settings)
-    source = Source.find(settings.search.storage, settings.search.study_name)
+    source = Source.find(settings.search.storage, settings.search.study_name, retrained.candidate)
     return export.export(retrained, source, settings.search.data_dir, settings.export.out, force=force)
 
 

@@ -34,6 +34,7 @@ class PlannedRun:
     seed: int | None = None
     epochs: int | None = None
     own: dict[str, Any] | None = None  # what a system's own training has other than the common one
+    fold: int | None = None  # that is held out, counted from 0
 
     def attributes(self) -> dict[str, Any]:
         """The user attributes of a trial that stands for this run; `planned_run` is the way back."""
@@ -180,6 +181,11 @@ def write_reason(trial: optuna.Trial, reason: str) -> None:
 def write_pairs(trial: optuna.Trial, folds: int, seeds: int) -> None:
     """What a candidate is confirmed on."""
     _write(trial, folds=folds, seeds=seeds)
+
+
+def write_change(trial: optuna.Trial, change: str) -> None:
+    """What an ablation's run has other than the network it is of."""
+    _write(trial, change=change)
 
 
 def write_accuracies(trial: optuna.Trial, accuracies: Iterable[float]) -> None:

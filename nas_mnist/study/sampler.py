@@ -158,6 +158,7 @@ def draw(ranges: Mapping[str, BaseDistribution], rng: np.random.Generator) -> Pa
     parameters["growth"] = _clip(ranges["growth"], exp(rng.normal(log(DRAWN_GROWTH), GROWTH_SPREAD)))
     return parameters | {
         "padding": int(rng.random() < PADDED_SHARE),
+        "activation": "hardswish",  # better in nearly every pair of networks; a mutation may have a ReLU
         "dropout": 0.0,
         "batch_size": space.RECIPE.batch_size,
         "fill": 1.0,
@@ -181,7 +182,7 @@ def _used(parameters: Parameters) -> list[str]:
     """The parameters that a mutation may change; unused ones would change nothing."""
     blocks = range(1, parameters["blocks"] + 1)
     structure = [f"{name}_{b}" for b in blocks for name in ("convs", "separable")]
-    others = ("blocks", "growth", "transition", "head", "padding")
+    others = ("blocks", "growth", "transition", "head", "padding", "activation")
     recipe = ("dropout", "learning_rate", "batch_size", "weight_decay")
     return [*space.used_widths(parameters), *structure, *others, *recipe]
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from math import exp, log, sqrt
-from typing import Any
+from typing import Any, get_args
 
 from optuna import Trial
 from optuna.distributions import (
@@ -30,6 +30,7 @@ from nas_mnist.model.architecture import (
     INPUT_SIDE,
     N_CLASSES,
     NO_LIMITS,
+    Activation,
     Architecture,
     Conv,
     GlobalPool,
@@ -48,6 +49,7 @@ FILLED = 0.97  # of the budget, from which on no width is raised any more
 MAX_GROWTH = 5.0
 CONV_FREEDOM, TRANSITION_FREEDOM = (0.5, 2.0), (0.4, 1.6)  # times what the law says
 
+ACTIVATIONS = get_args(Activation)
 # In notation, with the width left out: c a convolution (1×1), M the pool, - bare.
 TRANSITIONS = ("M", "M c", "M c-", "c M", "c- M")
 HEADS = ("G c10k1-", "G c c10k1-", "c10k1- G", "c10- G")
@@ -100,6 +102,7 @@ def distributions(optimizer: Optimizer = RECIPE.optimizer) -> dict[str, Distribu
         "padding": IntDistribution(0, 1),
         "head": CategoricalDistribution(HEADS),
         "head_width": width,
+        "activation": CategoricalDistribution(ACTIVATIONS),
         "fill": FloatDistribution(0.0, 1.0),
         "dropout": FloatDistribution(0.0, 0.02),
         "learning_rate": FloatDistribution(*LEARNING_RATES[optimizer], log=True),
@@ -215,7 +218,8 @@ def _build(parameters: Mapping[str, Any], widths: Mapping[str, int]) -> Architec
         if b < parameters["blocks"]:
             _add_transition(layers, parameters["transition"], widths.get(f"transition_width_{b}", 0))
     _add_head(layers, parameters["head"], widths.get("head_width", 0), parameters["padding"])
-    return Architecture(tuple(layers), dropout=round(parameters["dropout"], 3))  # a line people read
+    dropout = round(parameters["dropout"], 3)  # a line people read
+    return Architecture(tuple(layers), dropout=dropout, activation=parameters["activation"])
 
 
 def _add(layers: list[Layer], layer: Layer) -> None:
@@ -263,7 +267,8 @@ def to_parameters(candidate: Candidate, max_params: int | None = None) -> Parame
     ranges = distributions(recipe.optimizer)
     parameters = {name: _lowest(distribution) for name, distribution in ranges.items()}
     parameters |= _relative_widths(parameters | _read_layers(architecture))
-    parameters |= {"fill": min(1.0, own / (max_params - 1)) if max_params else 1.0, "dropout": architecture.dropout}
+    parameters |= {"dropout": architecture.dropout, "activation": architecture.activation}
+    parameters |= {"fill": min(1.0, own / (max_params - 1)) if max_params else 1.0}
     parameters |= {n: getattr(recipe, n) for n in ("learning_rate", "batch_size", "weight_decay")}
     for name, distribution in ranges.items():
         if not _contains(distribution, parameters[name]):

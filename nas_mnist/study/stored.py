@@ -12,10 +12,10 @@ from nas_mnist.errors import StudyError
 from nas_mnist.training.augmentation import Augmentation
 from nas_mnist.training.recipe import Recipe
 
-VERSION = 2  # of what is written; 1 has none written into it
+VERSION = 3  # of what is written; 1 has none written into it
 
 # By version: the fields that came with it, and what they would have been in every run before. In 1 some runs have them.
-ADDED: dict[int, dict[str, Any]] = {2: {"calibrated": False}}
+ADDED: dict[int, dict[str, Any]] = {2: {"calibrated": False}, 3: {"schedule": "one-cycle"}}
 
 STORED_AS = {"recalibrated": "calibrated"}  # fields whose name has changed since: what is stored keeps the first
 

@@ -13,7 +13,7 @@ from nas_mnist.errors import TrainingDiverged
 from nas_mnist.model.network import Network
 from nas_mnist.training.averaging import N_UPDATES, AveragedWeights
 from nas_mnist.training.evaluation import evaluate, recalibrate
-from nas_mnist.training.optimizers import one_cycle
+from nas_mnist.training.optimizers import learning_rates
 from nas_mnist.training.recipe import Recipe
 from nas_mnist.training.self_check import is_trusted
 from nas_mnist.training.steps import Steps, make_steps
@@ -53,7 +53,7 @@ def train(
     device = next(network.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     n_steps = n_batches(len(train_images), recipe)
-    rates = one_cycle(recipe.learning_rate, recipe.epochs * n_steps, recipe.warmup_fraction)
+    rates = learning_rates(recipe, recipe.epochs * n_steps)
     averaged = AveragedWeights(network) if averaged_epochs else None
     known_rates = rates if is_trusted(device) else None
     steps = make_steps(network, recipe, train_images, generator, known_rates)

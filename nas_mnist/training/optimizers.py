@@ -183,6 +183,13 @@ def renew_bases(square: Tensor, factors: tuple[Tensor, Tensor], bases: tuple[Ten
     square.copy_(rows @ square @ columns.T)  # of a sum of directions that vary each on its own
 
 
+def learning_rates(recipe: Recipe, n_steps: int) -> list[float]:
+    """The rate of every step of a training."""
+    if recipe.schedule == "constant":
+        return [recipe.learning_rate] * n_steps
+    return one_cycle(recipe.learning_rate, n_steps, recipe.warmup_fraction)
+
+
 def one_cycle(highest: float, n_steps: int, warmup_fraction: float) -> list[float]:
     """The rate of every step: along half a cosine up to the highest, and along another to almost nothing.
 

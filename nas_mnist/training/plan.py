@@ -9,7 +9,7 @@ from itertools import accumulate, groupby
 
 import numpy as np
 
-from nas_mnist.kernels.instructions import ACTIVATION_COLUMNS, COLUMNS, Mode, Op
+from nas_mnist.kernels.instructions import ACTIVATION_COLUMNS, COLUMNS, Curve, Mode, Op
 from nas_mnist.kernels.vectors import padded
 from nas_mnist.model.architecture import INPUT_CHANNELS, INPUT_SIDE, Architecture, Conv, GlobalPool, LayerShape, MaxPool
 
@@ -22,6 +22,7 @@ BACKWARD = {  # what an operation needs in a program that trains
     Op.DROP_ELEMENTS: (Op.DROP_ELEMENTS_BACKWARD,),
     Op.GLOBAL_POOL: (Op.GLOBAL_POOL_BACKWARD,),
 }
+CURVES = {"relu": Curve.RELU, "hardswish": Curve.HARD_SWISH}
 CHANNELWISE = {Op.MEASURE, Op.ACTIVATE, Op.ACTIVATE_POOL, Op.ACTIVATE_BACKWARD, Op.ACTIVATE_POOL_BACKWARD}
 RECOMPUTED = {Op.ACTIVATE, Op.ACTIVATE_POOL}
 
@@ -55,7 +56,7 @@ class Following:
     channels: int
     norm: str | None = None
     norm_first: bool = True
-    relu: bool = False
+    curve: Curve = Curve.NONE
     drops: bool = False
     layer: int = 0  # dropout's number
 
@@ -154,6 +155,10 @@ class _Walk:
     waiting: Following | None = None
     n_maps: int = 0
 
+    @property
+    def curve(self) -> Curve:
+        return CURVES[self.architecture.activation]
+
     def forward(self) -> Iterator[Instruction]:
         self.map = self.new_map(INPUT_CHANNELS, INPUT_SIDE, has_gradient=False)
         yield Instruction(Op.AUGMENT, y=self.map)
@@ -207,7 +212,7 @@ class _Walk:
         drops_channels = drops and not self.architecture.elementwise_dropout
         drops_elements = drops and self.architecture.elementwise_dropout and self.mode == Mode.TRAIN
         self.waiting = self._following(
-            Following(self.map.channels, norm, self.architecture.norm_first, True, drops_channels)
+            Following(self.map.channels, norm, self.architecture.norm_first, self.curve, drops_channels)
         )
         yield Instruction(Op.MEASURE, y=self.map, following=self.waiting)
         if drops_elements:
@@ -395,7 +400,7 @@ class _Layout:
         row = dict.fromkeys(ACTIVATION_COLUMNS, 0) | {
             "norm": following.norm is not None,
             "norm_first": following.norm_first,
-            "relu": following.relu,
+            "curve": following.curve,
             "drops": following.drops,
             "layer": following.layer,
             "n_channels": c,

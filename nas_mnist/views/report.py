@@ -30,13 +30,15 @@ from nas_mnist.files import whole_file
 from nas_mnist.model import diagram
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.zoo import ZOO
-from nas_mnist.stages import confirm, retrain, search
+from nas_mnist.stages import ablate, confirm, retrain, search
+from nas_mnist.stages.ablate import Ablated
 from nas_mnist.stages.confirm import Confirmed
 from nas_mnist.stages.retrain import Retrained
 from nas_mnist.study import studies
 from nas_mnist.study.records import TrialCounts, TrialRecord, ancestors, how_far, is_trained, leaderboard, n_epochs
 from nas_mnist.study.storage import Storage
 from nas_mnist.views import study_figures, tables
+from nas_mnist.views.ablation import cells
 from nas_mnist.views.progress import duration
 
 PAGE = "index.html"
@@ -64,7 +66,8 @@ def write(storage: Storage, study_name: str, out: Path) -> Path:
         raise NasMnistError(f"{out / PAGE} is no report and must not be lost: name another folder", "out")
     opened = storage.open()
     study = studies.load(opened, study_name)
-    html = page(study, confirm.ranking(opened, study_name), retrain.results(opened, study_name))
+    ranking, retrained = confirm.ranking(opened, study_name), retrain.results(opened, study_name)
+    html = page(study, ranking, retrained, _ablation(storage, study, retrained))
     try:
         out.mkdir(parents=True, exist_ok=True)
         with whole_file(out / PAGE) as temporary:
@@ -76,7 +79,12 @@ def write(storage: Storage, study_name: str, out: Path) -> Path:
     return out / PAGE
 
 
-def page(study: optuna.Study, ranking: Sequence[Confirmed] = (), retrained: Sequence[Retrained] = ()) -> str:
+def page(
+    study: optuna.Study,
+    ranking: Sequence[Confirmed] = (),
+    retrained: Sequence[Retrained] = (),
+    ablation: Sequence[Ablated] = (),
+) -> str:
     """The page as HTML. Raises `StudyError` if the study is no search."""
     identity = studies.recorded_identity(study)
     if not {"max_params", "epochs", "space"} <= identity.keys():
@@ -91,6 +99,7 @@ def page(study: optuna.Study, ranking: Sequence[Confirmed] = (), retrained: Sequ
     environment.filters |= {
         "error": _standard_error,
         "percent": _percent,
+        "ablation_cells": partial(cells, published=False),
         "spread": tables.plus_minus,
         "duration": duration,
     }
@@ -112,6 +121,7 @@ def page(study: optuna.Study, ranking: Sequence[Confirmed] = (), retrained: Sequ
         ranking=ranking,
         lead=_lead(ranking),
         retrained=retrained,
+        ablation=ablation,
         verdicts=[tables.verdict_lines(r).plain.splitlines() for r in retrained],
         failures=_failures(trials),
         missing=missing,
@@ -197,6 +207,14 @@ def _summary(
         "time": _time(trials),
     }
     return {name: value for name, value in values.items() if value}
+
+
+def _ablation(storage: Storage, study: optuna.Study, retrained: Sequence[Retrained]) -> Sequence[Ablated]:
+    """What was ablated of this study: of a network that was retrained, or else of one of the best candidates."""
+    best = leaderboard(study.get_trials(deepcopy=False))
+    candidates = [r.candidate for r in retrained] + [TrialRecord.from_trial(trial).candidate for trial in best[:N_BEST]]
+    found = (ablate.results_of(storage, study.study_name, candidate) for candidate in candidates)
+    return next((rows for rows in found if rows), ())
 
 
 def _epochs(trained: Sequence[FrozenTrial], max_epochs: int) -> str:

@@ -15,6 +15,8 @@ ODD = [
     "d3 G d10k1+b | act-norm",
     "c4p1 c6p2 M c5k1p1 G c10k1r | act-norm",
     "c3 M c10k13 | act-norm",
+    "c4p1+b d6p1 M c8s2r c8k1- c10k1- G | hardswish",
+    "d3 M d5 G c8k1 c10k1r | hardswish",
 ]
 
 

@@ -139,7 +139,7 @@ def _lowest():
 
 def test_loss_that_is_not_finite_prunes_with_the_reason(settings, few, monkeypatch):
     """As a rate does that throws the weights to infinity."""
-    monkeypatch.setattr("nas_mnist.training.loop.one_cycle", lambda highest, n_steps, warmup: [float("inf")] * n_steps)
+    monkeypatch.setattr("nas_mnist.training.loop.learning_rates", lambda recipe, n_steps: [float("inf")] * n_steps)
     study, trial = ask(settings)
     with pytest.raises(optuna.TrialPruned):
         search.objective(trial, settings, few, CPU, lambda event: None)

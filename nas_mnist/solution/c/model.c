@@ -153,6 +153,13 @@ static void mean_int8(int in_side, int channels, int zero_in, int zero, float mu
     }
 }
 
+/* What an activation that is a table makes of a map. */
+static void look_up_int8(int n, const uint8_t table[256], uint8_t *maps)
+{
+    for (int i = 0; i < n; i++)
+        maps[i] = table[maps[i]];
+}
+
 @int8_constants@
 
 void model_int8(const uint8_t pixels[MODEL_PIXELS], float logits[MODEL_CLASSES])
@@ -252,6 +259,15 @@ static void mean_float(int in_side, int channels, const float *x, float *y)
         for (int i = 0; i < n; i++)
             sum += x[i * channels + channel];
         *y++ = sum / (float)n;
+    }
+}
+
+/* x * min(max(x + 3, 0), 6) / 6 */
+static void hard_swish_float(int n, float *maps)
+{
+    for (int i = 0; i < n; i++) {
+        const float gate = maps[i] / 6.0f + 0.5f;
+        maps[i] *= gate < 0.0f ? 0.0f : gate > 1.0f ? 1.0f : gate;
     }
 }
 
