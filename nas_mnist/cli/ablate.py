@@ -108,7 +108,7 @@ def _rows(arguments, storage):
     ways = (arguments.architecture, arguments.trial, arguments.solution, arguments.ladder)
     if sum(way is not None for way in ways) != 1:
         raise ArchitectureError(
-            "ablate takes one network: give a name, a notation line in quotes, --trial N, --solution DIR, or --ladder NAME"
+            "ablate takes one network: give a name, a line in quotes, --trial N, --solution DIR, or --ladder NAME"
         )
     if arguments.epochs and (arguments.trial is not None or arguments.solution):
         raise StudyError("a trial or a solution has a recipe of its own: leave out --epochs")

@@ -55,10 +55,10 @@ COLUMNS = (
     KERNEL, STRIDE, PADDING, DEPTHWISE, WEIGHT, BIAS, SCRATCH, LAYER, SWEEP,
 ) = range(len(COLUMNS))  # fmt: skip
 
-# Columns of the activations. Norm comes first, or the ReLU; CURVE is the function; GAMMA, BETA and the running statistics are a norm's.
+# Columns of the activations. Norm comes first, or the CURVE; GAMMA, BETA and the running statistics are a norm's.
 ACTIVATION_COLUMNS = (
-    "norm", "norm_first", "curve", "drops", "layer", "n_channels", "rows", "statistics", "gamma", "beta", "running_mean",
-    "running_var",
+    "norm", "norm_first", "curve", "drops", "layer", "n_channels", "rows", "statistics", "gamma", "beta",
+    "running_mean", "running_var",
 )  # fmt: skip
 (
     NORM, NORM_FIRST, CURVE, DROPS, ACTIVATION_LAYER, N_CHANNELS, ROWS, STATISTICS, GAMMA, BETA, RUNNING_MEAN,

@@ -1,10 +1,10 @@
 """What follows a convolution: batch norm and an activation, dropout of channels, and a max-pool behind them.
 
 With a ReLU, in either order, all is one formula, y = max(max(x, low)·scale + shift, high): one of the two floors is out
-of the way; scale and shift, a row of the batch for each channel, have dropout's mask in them. Hard-swish is y = mask·h(z),
-h(z) = z·min(max(z/6 + ½, 0), 1), z = x·scale + shift: no floor, and no mask in these, for h(z)·mask is not h(z·mask). The
-gradient of x is computed from x again, so that the normalised map need not be kept. A kernel works on the maps' vectors
-at one place of the batch, pixel by pixel.
+of the way; scale and shift, a row of the batch for each channel, have dropout's mask in them. With a hard-swish it is
+y = mask·h(x·scale + shift), h(z) = z·min(max(z/6 + ½, 0), 1): there is no floor, and the mask stands apart, because
+h(z)·mask is not h(z·mask). The gradient of x is computed from x again, so that the normalised map need not be kept. A
+kernel works on the maps' vectors at one place of the batch, pixel by pixel.
 """
 
 from typing import NamedTuple
@@ -151,7 +151,8 @@ def add_gradients(x, grad, n_pixels, n, activation, c, sums):
     """Add to (2, STEP) the sums of g and of g·(x − mean) over pixels (n_pixels, N) of a channel, at addresses."""
     rows = activation.rows
     _add_gradients(
-        activation.curve, x, grad, n_pixels, n, rows[SCALE, c].ctypes.data, rows[SHIFT, c].ctypes.data, rows[MASK, c].ctypes.data,
+        activation.curve, x, grad, n_pixels, n, rows[SCALE, c].ctypes.data, rows[SHIFT, c].ctypes.data,
+        rows[MASK, c].ctypes.data,
         sums.ctypes.data, activation.statistics[MEAN, c], activation.low, activation.high,
     )  # fmt: skip
 
@@ -174,7 +175,8 @@ def input_gradient(x, grad, n_pixels, n, activation, c, valid, slope, offset, ou
     """scale·g + x·slope + offset over pixels (n_pixels, N) of a channel, at addresses; 0 in the padding."""
     rows = activation.rows
     _input_gradient(
-        activation.curve, x, grad, out, n_pixels, n, rows[SCALE, c].ctypes.data, rows[SHIFT, c].ctypes.data, rows[FACTOR, c].ctypes.data,
+        activation.curve, x, grad, out, n_pixels, n, rows[SCALE, c].ctypes.data, rows[SHIFT, c].ctypes.data,
+        rows[FACTOR, c].ctypes.data,
         valid.ctypes.data, slope, offset, activation.low, activation.high,
     )  # fmt: skip
 
@@ -197,7 +199,8 @@ def activate_pool_backward(x, grad, activation, first, valid, n_images, out):
             )  # fmt: skip
         slope, offset = set_gradients(activation, c, sums, h * w * n_images)
         _pooled_input_gradient(
-            activation.curve, x[i].ctypes.data, grad[i].ctypes.data, out[i].ctypes.data, h // 2, w // 2, w * n, n, scale, shift,
+            activation.curve, x[i].ctypes.data, grad[i].ctypes.data, out[i].ctypes.data, h // 2, w // 2, w * n, n,
+            scale, shift,
             rows[FACTOR, c].ctypes.data, valid.ctypes.data, slope, offset, low, high,
         )  # fmt: skip
         # An odd last row or column, which the pool does not see, has no gradient but the norm's own.
@@ -206,7 +209,8 @@ def activate_pool_backward(x, grad, activation, first, valid, n_images, out):
             if start < w:
                 edge = x[i, r, start].ctypes.data
                 _input_gradient(
-                    activation.curve, edge, edge, out[i, r, start].ctypes.data, w - start, n, scale, shift, idle.ctypes.data,
+                    activation.curve, edge, edge, out[i, r, start].ctypes.data, w - start, n, scale, shift,
+                    idle.ctypes.data,
                     valid.ctypes.data, slope, offset, low, high,
                 )  # fmt: skip
 
@@ -353,7 +357,7 @@ def _by_curve(emit, n_integers, n_floats=0):
 
 
 class _Largest(NamedTuple):
-    """Of four numbers the largest, and for all but the first whether it beats those before: of equals the first wins."""
+    """Of four numbers the largest, and for all but the first whether it beats those before."""
 
     z: Vectors  # before the activation
     value: Vectors  # after it
@@ -395,6 +399,8 @@ class _Relu(NamedTuple):
 
 
 class _HardSwish:
+    """As in A. Howard et al., Searching for MobileNetV3, 2019, arXiv 1905.02244."""
+
     def __init__(self, builder):
         self.zero, self.half, self.one = (constant(builder, number) for number in (0.0, 0.5, 1.0))
         self.sixth, self.third = constant(builder, 1 / 6), constant(builder, 1 / 3)

@@ -20,7 +20,7 @@ normalisation, activation, and a 1×1 convolution. Convolutions after `G` act on
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 from nas_mnist.errors import ArchitectureError
 
@@ -328,11 +328,12 @@ def _parse_option(architecture: Architecture, token: str, position: int) -> Arch
         return replace(architecture, norm_first=False)
     if token == "elementwise":
         return replace(architecture, elementwise_dropout=True)
-    if token in get_args(Activation):
-        return replace(architecture, activation=token)
+    if token == "hardswish":
+        return replace(architecture, activation="hardswish")
     name, _, value = token.partition("=")
     if name == "dropout" and re.fullmatch(r"[0-9]*\.?[0-9]+(e-?[0-9]{1,3})?", value):
         return replace(architecture, dropout=float(value))
     raise ArchitectureError(
-        f"`{token}` at position {position} is no option: write act-norm, elementwise, hardswish, or dropout=RATE (0 <= RATE < 1)"
+        f"`{token}` at position {position} is no option: write act-norm, elementwise, hardswish, or dropout=RATE "
+        "(0 <= RATE < 1)"
     )

@@ -1,4 +1,4 @@
-"""Networks that differ from one by one thing of its structure, each with as many parameters as the budget lets it have."""
+"""Networks that differ from one by a single thing of its structure, and have as many parameters."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -34,7 +34,7 @@ def without_norms(architecture: Architecture) -> Architecture:
 
 
 def filled(architecture: Architecture, limit: int) -> Architecture:
-    """All widths but that of the logits times one factor, the largest with at most `limit` parameters, and what then fits.
+    """All widths but that of the logits times one factor, the largest with at most `limit` parameters; then what fits.
 
     Raises `ArchitectureError` if there is none: the narrowest is too large, or its maps too small.
     """

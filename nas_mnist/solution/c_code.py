@@ -199,7 +199,8 @@ def _int8_constants(step: QuantisedConvolution) -> str:
         arrays.append(_array("uint8_t", f"{name}_table", step.table))
     fields = [_size(conv), f".zero_in = {zero_in}, .zero = {step.zero}"]
     fields += [f".{each} = {name}_{each}" for each in ("weights", "bias", "multiplier")]
-    return "\n".join([_heading(conv, 1, 8, 0 if step.table is None else len(step.table)), *arrays, _struct("int8_layer", name, fields)])
+    heading = _heading(conv, 1, 8, 0 if step.table is None else len(step.table))
+    return "\n".join([heading, *arrays, _struct("int8_layer", name, fields)])
 
 
 def _float_constants(conv: FoldedConvolution) -> str:

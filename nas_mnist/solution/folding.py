@@ -1,4 +1,4 @@
-"""A trained network at rest: convolutions with a bias, an activation or none, and pools; the norms are folded into them.
+"""A trained network at rest: convolutions with a bias and an activation or none, pools; the norms are folded.
 
 A norm before the activation goes into the convolution before it. Of a norm behind the activation the size of the
 factors goes there, too, through the ReLU: so the channels of a map are of one size, as int8 needs it, which has one

@@ -119,8 +119,8 @@ def _silence() -> Iterator[None]:
 class QuantisedConvolution:
     """y = round((Σ (x - zero_in)·weight + bias)·multiplier) + zero, half to even, and kept within 0 to 255.
 
-    The sum is an int32, the product a float32: as onnxruntime's QLinearConv computes it. A ReLU is in these limits; what
-    another activation makes of each y is in the table.
+    The sum is an int32, the product a float32: as onnxruntime's QLinearConv computes it. A ReLU is in these limits;
+    what another activation makes of each y is in the table.
     """
 
     step: FoldedConvolution

@@ -58,7 +58,7 @@ class Change:
 
 
 def changes(candidate: Candidate) -> tuple[Change, ...]:
-    """The network as it is, then one change at a time: of its training, of what follows its layers, of its structure."""
+    """The network as it is, then one change at a time: of training, of what follows layers, of structure."""
     architecture, recipe = candidate.architecture, candidate.recipe
     rows = [Change(AS_IT_IS, candidate)]
     rows += [Change(name, Candidate(architecture, changed)) for name, changed in _recipes(recipe)]
@@ -111,7 +111,7 @@ def _candidate_of(rung: Rung, epochs: int) -> Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class AblateSettings(ConfirmSettings):
-    """What is compared, and on how many pairs; kept in `<study>-ablate`. Of a ladder each row with the one before it."""
+    """What is compared, and on how many pairs; kept in `<study>-ablate`. Of a ladder each row with the one before."""
 
     rows: tuple[Change, ...]
     climbing: bool = False  # a ladder
@@ -165,7 +165,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Ablated:
-    """A row and what came of it. Accuracies are fractions of fresh folds; no difference for what others are compared with."""
+    """A row and what came of it. Accuracies are fractions; what others are compared with has no difference."""
 
     change: Change
     outcomes: tuple[Outcome, ...]
@@ -209,8 +209,8 @@ def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
 def ablate(settings: AblateSettings, workers: list[Worker], on_event: OnWorkerEvent) -> tuple[Ablated, ...]:
     """Train every row on every pair that is missing, and compare.
 
-    Raises `KeyboardInterrupt` when stopped, finished runs kept; `StudyError` if the study is of other folds, `DataError`
-    for more images than a fold has.
+    Raises `KeyboardInterrupt` when stopped, finished runs kept; `StudyError` if the study is of other folds,
+    `DataError` for more images than a fold has.
     """
     check_train_images(settings)
     prepare(settings.data_dir, settings.dataset)

@@ -39,8 +39,8 @@ def ablation_note(rows: Sequence[Ablated], *, climbing: bool = False) -> Text:
     """How to read the table."""
     other = "the row before" if climbing else "the first row"
     return Text(
-        f"differences to {other} in percentage points, paired by fold and seed; p of a paired t-test, two-sided; coloured "
-        f"where p < 0.05: of {len(rows) - 1} comparisons one in twenty would be by chance alone",
+        f"differences to {other} in percentage points, paired by fold and seed; p of a paired t-test, two-sided; "
+        f"coloured where p < 0.05: of {len(rows) - 1} comparisons one in twenty would be by chance alone",
         "dim",
     )
 

@@ -90,7 +90,11 @@ def test_differences_are_paired_by_fold():
 
 def test_single_pair_has_no_error_and_a_row_that_was_not_trained_no_difference():
     trials = [trial(TINY, 0, 0.90), trial(OTHER, 0, 0.92)]
-    rows = [Change("as it is", TINY), Change("wider", OTHER), Change("third", Candidate(parse("G c10k1-"), TINY.recipe))]
+    rows = [
+        Change("as it is", TINY),
+        Change("wider", OTHER),
+        Change("third", Candidate(parse("G c10k1-"), TINY.recipe)),
+    ]
     _, one, none = compare(rows, trials)
     assert math.isnan(one.difference.p) and math.isnan(one.difference.accuracy_error) and not one.difference.significant
     assert none.difference is None and none.accuracy is None

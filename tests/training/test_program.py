@@ -38,6 +38,7 @@ LINES = [
     "M c5p2 M d6k1 c8k1s2 c10- G",
     "c3r M d4r d6+br c5- M c10k1- G | act-norm",
     "c10k28-",
+    "c5 d9 M c7k1- d6s2p1 c8r M c10k1- G | hardswish",
     "c2 G c9k1+b c10k1+b-",
 ]
 BATCHES = [33, 64, 5]
@@ -131,7 +132,7 @@ def plain_images(pixels, images):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("line", LINES[:5])
+@pytest.mark.parametrize("line", [*LINES[:5], LINES[-2]])
 def test_first_twenty_losses_are_those_of_plain_pytorch(line, optimizer, images):
     """Batches of 64 and a last one of 17. Rounding parts PyTorch in float32 from float64 too."""
     followed = recipe(64, optimizer, weight_decay=0.1 if optimizer != "sgd" else 5e-4)
