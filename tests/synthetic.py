@@ -1,5 +1,6 @@
 """Studies that nobody trained, for tests of what is made of a study."""
 
+import math
 from dataclasses import asdict
 from datetime import datetime, timedelta
 
@@ -8,6 +9,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from nas_mnist.stages import ablate
+from nas_mnist.stages.ablate import Ablated, Difference, Outcome
 from nas_mnist.stages.confirm import Confirmed
 from nas_mnist.stages.retrain import Retrained, Run
 from nas_mnist.stages.search import SearchSettings
@@ -99,6 +102,17 @@ def confirm_trial(trial: FrozenTrial, *, given_up: bool = False) -> Confirmed:
         folds=4,
         seeds=1,
         given_up=given_up,
+    )
+
+
+def ablate_trial(trial: FrozenTrial) -> tuple[Ablated, ...]:
+    """What an ablation of a finished trial on four folds might have come to; the last row diverged in part."""
+    rows = ablate.changes(space.Candidate.from_dict(trial.user_attrs))
+    base = tuple(Outcome(0.02, trial.value - 0.0001 * k) for k in range(4))
+    return (
+        Ablated(rows[0], base, 0, None),
+        Ablated(rows[1], base, 0, Difference(4, -0.0021, 0.0004, 0.006, 0.001, 0.012)),
+        Ablated(rows[2], base[:1], 3, Difference(1, 0.0003, math.nan, -0.001, math.nan, math.nan)),
     )
 
 

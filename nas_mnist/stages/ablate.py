@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import nan, sqrt
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, get_args
 
 import optuna
 import torch
@@ -21,7 +21,7 @@ from nas_mnist.data.folds import CONFIRM_PARTITION, fold, spread
 from nas_mnist.data.images import Images, load_train
 from nas_mnist.data.unpacking import prepare
 from nas_mnist.errors import ArchitectureError
-from nas_mnist.model.architecture import Architecture
+from nas_mnist.model.architecture import ACTIVATION_NAMES, Activation, Architecture
 from nas_mnist.model.ladders import LADDERS, Rung
 from nas_mnist.model.network import build, count_parameters
 from nas_mnist.model.variations import variations, without_norms
@@ -86,10 +86,16 @@ def _architectures(architecture: Architecture) -> Iterator[tuple[str, Architectu
         yield "no dropout", replace(architecture, dropout=0.0)
     else:
         yield f"dropout of {DROPOUT:g}", replace(architecture, dropout=DROPOUT)
+    if architecture.norm_first:  # behind a norm there can be any activation, before it a ReLU
+        for activation in get_args(Activation):
+            if activation != architecture.activation:
+                names = ACTIVATION_NAMES[activation], ACTIVATION_NAMES[architecture.activation]
+                yield " instead of ".join(names), replace(architecture, activation=activation)
     if (bare := without_norms(architecture)) != architecture:
         yield "no norms, biases instead", bare
-        order = "ReLU before norm" if architecture.norm_first else "norm before ReLU"
-        yield order, replace(architecture, norm_first=not architecture.norm_first)
+        if architecture.activation == "relu":
+            order = "ReLU before norm" if architecture.norm_first else "norm before ReLU"
+            yield order, replace(architecture, norm_first=not architecture.norm_first)
     yield from variations(architecture)
 
 

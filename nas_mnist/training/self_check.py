@@ -53,6 +53,7 @@ CHECKS = (
     Check("c8 c16 M c8k1 c12 c16 c20 G c16k1 c10k1- | dropout=0.05", "sgd", 2e-4),
     Check("c20 d24 d44 M c22k1- d24 d36 d44 c10k1- G | dropout=0.05", "soap", 1e-5),
     Check("c16 d16 d32 M c16k1- d16 d24 d32 c10k1- G | act-norm dropout=0.05", "adamw", 1e-5),
+    Check("c9 c7k1 M d10 d14 d18 d24 G c10k1- | dropout=0.05 hardswish", "soap", 1e-5),
 )
 
 

@@ -10,6 +10,7 @@ from nas_mnist.stages.ablate import Ablated, Difference
 from nas_mnist.views.tables import percentage_points
 
 WIDTH, ROW_HEIGHT = 8.0, 0.3  # inches
+TICKS = (-100, -10, -1, -0.3, -0.1, -0.05, 0, 0.05, 0.1, 0.3, 1, 10, 100)  # percentage points
 
 
 def ablation_table(rows: Sequence[Ablated], *, climbing: bool = False) -> Table:
@@ -94,11 +95,23 @@ def _draw_differences(axes, rows: Sequence[Ablated]) -> None:
         error = 0.0 if math.isnan(row.difference.accuracy_error) else 200 * row.difference.accuracy_error
         colour = "0.5" if not row.difference.significant else "C2" if row.difference.accuracy > 0 else "C3"
         axes.errorbar(100 * row.difference.accuracy, i, xerr=error, fmt="o", color=colour, capsize=3)
+    from matplotlib.ticker import NullLocator
+
     axes.axvline(0, color="0.3", linewidth=1)
     axes.set_xscale("symlog", linthresh=0.1)
-    axes.xaxis.set_major_formatter(lambda points, _: f"{points:+g}")
+    axes.set_xticks(TICKS, [f"{points:+g}" if points else "0" for points in TICKS], minor=False)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(*_padded(rows))
     n = max((row.difference.n for row in rows), default=0)
     axes.set_xlabel(f"difference in accuracy, percentage points, ± two standard errors; n = {n} pairs")
+
+
+def _padded(rows: Sequence[Ablated]) -> tuple[float, float]:
+    """The limits that all points and their bars have room in, and a twentieth of a point at least."""
+    known = [row.difference for row in rows if row.difference]
+    ends = [(100 * d.accuracy, 0 if math.isnan(d.accuracy_error) else 200 * d.accuracy_error) for d in known]
+    low, high = min((x - e for x, e in ends), default=0), max((x + e for x, e in ends), default=0)
+    return min(1.2 * low, -0.06), max(1.2 * high, 0.06)
 
 
 def _draw_ladder(axes, rows: Sequence[Ablated]) -> None:

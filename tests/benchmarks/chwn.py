@@ -257,7 +257,7 @@ def _adamw(weights, grad, means, squares, rate, weight_decay, step):
 
 
 class Soap:
-    """SOAP of matrices, AdamW of vectors; `factors` (default 1) times the rate and decay of a parameter, by identity."""
+    """SOAP of matrices, AdamW of vectors; `rates` and `decays` are factors (default 1) by a parameter's identity."""
 
     def __init__(self, parameters, weight_decay: float, rates: dict[int, float], decays: dict[int, float]):
         self.parameters, self.decay, self.rates, self.decays = list(parameters), weight_decay, rates, decays

@@ -28,6 +28,7 @@ def test_line_names_every_property_of_a_convolution():
         "c8p1+b- d16s2r M c10k1- G | act-norm",
         "c10k28- | dropout=1e-05",
         "c10k28+br | elementwise",
+        "c8 M c8r G c10k1- | dropout=0.05 elementwise hardswish",
     ],
 )
 def test_line_round_trips(line):
@@ -71,6 +72,7 @@ def test_error_names_the_token_and_its_position(line, token, position):
         ("c8 c16", "ends with 16 on 24×24"),
         ("c8 G c9k1-", "ends with 9 on 1×1"),
         ("c10k28- | dropout=1", "below 1, not 1"),
+        ("c8 G c10k1- | act-norm hardswish", "act-norm is for ReLU: hardswish stands behind the norm, leave out one"),
     ],
 )
 def test_network_that_cannot_exist_is_refused_with_the_reason(line, reason):

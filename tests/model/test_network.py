@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -50,6 +52,15 @@ def test_order_of_norm_and_activation():
     norm_first = build(parse("c4 G c10k1-"), seed=0)[0](x)
     assert norm_last.min() < 0 and norm_last.mean().abs() < 1e-5
     assert norm_first.min() == 0
+
+
+def test_hard_swish_stands_where_the_relu_does():
+    x = torch.randn(8, 1, 28, 28)
+    plain, hard = (build(parse(f"c4 d6 M c4r G c10k1-{end}"), seed=0).eval() for end in ("", " | hardswish"))
+    convolved = hard[0][0](x) / math.sqrt(1 + 1e-5)  # norms that have not seen anything
+    torch.testing.assert_close(hard[0](x), convolved * (convolved + 3).clamp(0, 6) / 6, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(plain[0](x), convolved.relu(), rtol=1e-5, atol=1e-6)
+    assert hard[1](hard[0](x)).min() < 0 and "norm → hard-swish" in str(hard)
 
 
 def test_bare_and_activation_only_convolutions():

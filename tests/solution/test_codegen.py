@@ -11,6 +11,7 @@ from nas_mnist.model.zoo import ZOO
 from nas_mnist.solution.codegen import generate, weight_names
 
 ODD = ["d4p1+b M d6s2r c8k1- c10k1- G", "c8k5 M c8 G c16k1 c10k1- | dropout=0.1 elementwise", "d3 G d10k1+b | act-norm"]
+ODD += ["c4r d6 M c10k1- G | dropout=0.1 hardswish"]
 
 
 def load(source):
@@ -41,6 +42,7 @@ def test_source_states_shapes_and_parameters():
     assert "self.conv2 = nn.Conv2d(8, 16, 3, bias=False) # 1,152 parameters" in lines
     assert "x = F.relu(self.norm2(self.conv2(x))) # (B, 16, 24, 24)" in lines
     assert lines.count("x = F.dropout2d(x, 0.05, self.training)") == 7
+    assert "x = F.hardswish(self.norm1(self.conv1(x)))" in generate(parse("c8 G c10k1- | hardswish"), "A model.")
     assert all(len(line) <= 120 and line == line.rstrip() for line in source.splitlines())
 
 

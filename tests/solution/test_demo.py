@@ -30,6 +30,7 @@ UNUSUAL = [
     "c3k1+br d5p2 M d7s2r M c10+b- G | act-norm",
     "c6s3p1r M c8p1- d9k1 G c7k1+b c10k1-",
     "c10k28+b-",
+    "c4p1 d6r M c8s2+b c10k1- G | hardswish",
 ]
 
 

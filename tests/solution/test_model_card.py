@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from synthetic import ablate_trial, draw_trial
 
 from nas_mnist.data.images import load_test
 from nas_mnist.solution import export
@@ -34,7 +35,8 @@ def write(retrained, data_dir):
         test = load_test(data_dir)
         judged = Judged(test, torch.nn.functional.one_hot(test.labels).float())
         changed = replace(retrained, **changes)
-        return " ".join(model_card(changed, export._record(changed, source, judged, {}) | INT8).split())
+        record = export._record(changed, source, judged, {}) | INT8
+        return " ".join(model_card(changed, record, source.ablation).split())
 
     return written
 
@@ -52,6 +54,13 @@ def test_quick_look_is_not_passed_off_as_all_images(write):
     assert "12 trained trials on 300 training images" in quick
     assert "nas-mnist search --trials 12 --train-images 300 --epochs 1 nas-mnist" in quick
     assert "--seeds 1 --train-images 500" in quick
+
+
+def test_ablation_is_a_table_if_there_is_one(write):
+    assert "Nobody has taken it apart yet" in write()
+    rows = ablate_trial(draw_trial(0))
+    text = write(source=replace(SOURCE, ablation=rows))
+    assert "Nobody has taken" not in text and "| no augmentation |" in text and "-0.210 | 0.040 | 0.012 |" in text
 
 
 def test_confirmation_is_told_with_its_spread_and_optimism(write):
@@ -80,12 +89,13 @@ def test_versions_are_those_of_the_training_and_those_of_the_export(write, retra
     assert "with torch 9.9; exported with python 3" in text
 
 
-def test_source_is_what_the_storage_knows_of_the_search(tmp_path):
+def test_source_is_what_the_storage_knows_of_the_search(tmp_path, retrained):
+    candidate = retrained.candidate
     storage = Storage.parse(str(tmp_path / "s.db"))
     opened = storage.open(create=True)
-    assert Source.find(storage, "nas-mnist") == Source(str(storage), "nas-mnist", None, {})
+    assert Source.find(storage, "nas-mnist", candidate) == Source(str(storage), "nas-mnist", None, {})
     studies.create(opened, "nas-mnist", metric="m", attributes={"identity": {"train_images": 300}})
-    assert Source.find(storage, "nas-mnist") == Source(str(storage), "nas-mnist", 0, {"train_images": 300})
+    assert Source.find(storage, "nas-mnist", candidate) == Source(str(storage), "nas-mnist", 0, {"train_images": 300})
 
 
 def test_board_table_tells_what_was_measured_or_why_nothing_was():

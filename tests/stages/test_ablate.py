@@ -75,7 +75,17 @@ def test_network_that_lacks_a_thing_gets_it():
     recipe = replace(reference_recipe("sgd"), schedule="constant", recalibrated=False)
     names = [row.name for row in changes(Candidate(parse("c8r M c8r G c10k1- | dropout=0.1"), recipe))]
     assert {"no dropout", "norms recalibrated", "soap instead of sgd"} <= set(names)
-    assert not any("norms, biases" in name or "constant" in name or "ReLU" in name for name in names)
+    assert not any("norms, biases" in name or "constant" in name or "ReLU before" in name for name in names)
+
+
+def test_activation_is_changed_where_any_may_stand():
+    def names(line):
+        return {row.name for row in changes(Candidate(parse(line), reference_recipe()))}
+
+    assert {"hard-swish instead of ReLU", "ReLU before norm"} <= names("c8 M c8 G c10k1-")
+    assert "ReLU instead of hard-swish" in names("c8 M c8 G c10k1- | hardswish")
+    assert not any("ReLU before" in name for name in names("c8 M c8 G c10k1- | hardswish"))
+    assert not any("hard-swish" in name for name in names("c8 M c8 G c10k1- | act-norm"))
 
 
 def test_differences_are_paired_by_fold():

@@ -8,7 +8,7 @@ import pypdfium2
 import pytest
 from optuna.trial import TrialState, create_trial
 from PIL import Image
-from synthetic import confirm_trial, draw_trial, draw_trials, new_study, retrain_trial
+from synthetic import ablate_trial, confirm_trial, draw_trial, draw_trials, new_study, retrain_trial
 
 from nas_mnist.cli import main as cli
 from nas_mnist.data.datasets import DATASETS
@@ -24,6 +24,7 @@ SECTIONS = {
     "candidates": "Best candidates",
     "confirmation": "Confirmation",
     "retraining": "Retraining",
+    "ablation": "Ablation",
     "history": "Optimisation history",
     "curves": "Learning curves",
     "epochs": "Epochs spent",
@@ -48,7 +49,8 @@ def report_file(long_search, tmp_path_factory):
     best = leaderboard(long_search.get_trials(deepcopy=False))
     ranking = [confirm_trial(best[0]), confirm_trial(best[1]), confirm_trial(best[2], given_up=True)]
     path = tmp_path_factory.mktemp("report") / "index.html"
-    path.write_text(report.page(long_search, ranking, [retrain_trial(best[0])]), encoding="utf-8")
+    page = report.page(long_search, ranking, [retrain_trial(best[0])], ablate_trial(best[0]))
+    path.write_text(page, encoding="utf-8")
     return path
 
 
@@ -107,6 +109,13 @@ def test_each_of_the_best_has_a_drawing_its_line_and_its_recipe(long_search, rep
     for trial in best:
         assert f"<code>{trial.user_attrs['architecture']}</code>" in section
         assert f"learning rate <b>{trial.user_attrs['recipe']['learning_rate']:.4g}</b>" in section
+
+
+def test_an_ablation_is_told_row_by_row(report_file):
+    text = _text(report_file.read_text(encoding="utf-8"))
+    assert re.search(r"no augmentation [\d,]+ 99\.\d{3}% 0\.01 4 -0\.210 0\.040 0\.012", text)
+    assert re.search(r"constant rate of \S+ [\d,]+ 99\.\d{3}% 1 \(3 diverged\) \+0\.030", text)
+    assert "nas-mnist ablate" in _text(report.page(new_study(draw_trials(20))))
 
 
 def test_another_dataset_is_named_and_has_no_reference_systems():
