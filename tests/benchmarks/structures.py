@@ -233,15 +233,15 @@ def _compared(name: str, of: dict, base: dict) -> tuple[float, tuple[str, ...]]:
     accuracies = [100 * (r["accuracy"] - base[pair]["accuracy"]) for pair, r in ended.items()]
     p = f"{ttest_1samp(losses, 0).pvalue:.3f}" if len(losses) > 1 else ""
     differences = (
-        f"{statistics.mean(losses):+.2f}{_error(losses)}",
+        f"{statistics.mean(losses):+.2f}{error_text(losses)}",
         p,
-        f"{statistics.mean(accuracies):+.3f}{_error(accuracies, 3)}",
+        f"{statistics.mean(accuracies):+.3f}{error_text(accuracies, 3)}",
     )
     cells = _own(list(ended.values()))
     return statistics.mean(losses), (name, n, cells[0], *differences, *cells[1:])
 
 
-def _error(values: list[float], digits: int = 2) -> str:
+def error_text(values: list[float], digits: int = 2) -> str:
     return f" ± {statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}" if len(values) > 1 else ""
 
 

@@ -1,0 +1,120 @@
+"""Hard-swish against ReLU in several networks, trained in full by the package's own steps, in pairs on fresh folds.
+
+    python tests/benchmarks/activations.py train [--workers 2] [--pairs 6]
+    python tests/benchmarks/activations.py table
+
+A pair is a fold and a seed. `studies/structures/activations.jsonl` is only ever added to: `train` goes on where it was
+cut.
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import time
+from typing import Any
+
+import torch
+from filelock import FileLock
+from scipy.stats import ttest_1samp
+from structures import FOLDER, append, error_text, read
+
+from nas_mnist.data.folds import CONFIRM_PARTITION, fold
+from nas_mnist.data.images import load_train
+from nas_mnist.data.unpacking import default_data_dir, prepare
+from nas_mnist.model.architecture import parse
+from nas_mnist.model.network import build
+from nas_mnist.study.space import reference_recipe
+from nas_mnist.training.evaluation import final_accuracy
+from nas_mnist.training.loop import train
+from nas_mnist.views.tables import markdown_table
+
+DATA = FOLDER / "activations.jsonl"
+LINES = (
+    "c9 c7k1 M d10 d14 d18 d24 G c10k1-",
+    "c6 d15 d8 c5k1- M c13 c24 c16 G c15k1 c10k1-",
+    "c20 d24 d44 M c22k1- d24 d36 d44 c10k1- G",
+)
+HARD_SWISH = " | hardswish"
+
+
+def jobs(n_pairs: int) -> list[tuple[str, int]]:
+    """A line and a pair; the first pair of every network before the second of any."""
+    return [(line + end, pair) for pair in range(n_pairs) for line in LINES for end in ("", HARD_SWISH)]
+
+
+def run(line: str, pair: int) -> dict[str, Any]:
+    split = fold(load_train(default_data_dir()), pair, partition=CONFIRM_PARTITION)
+    seed, start = 100 + pair, time.process_time()
+    epochs = list(train(build(parse(line), seed=seed), reference_recipe(), split.train, split.val, seed=seed))
+    return {
+        "line": line,
+        "pair": pair,
+        "loss": round(epochs[-1].eval_loss, 6),
+        "acc": final_accuracy([epoch.eval_accuracy for epoch in epochs]),
+        "train": round(epochs[-1].train_loss, 5),
+        "s": round(time.process_time() - start, 1),
+    }
+
+
+def work(own: list[tuple[str, int]]) -> None:
+    torch.set_num_threads(1)
+    for line, pair in own:
+        result = run(line, pair)
+        with FileLock(FOLDER / "lock"):
+            append(DATA, [result])
+        print(json.dumps(result), flush=True)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Differences of hard-swish to ReLU: cross-entropy in thousandths, accuracy in points, ± standard error."""
+    of = {(r["line"], r["pair"]): r for r in rows}
+    header = ("network", "n", "ReLU: loss", "accuracy, %", "hard-swish: loss", "p", "accuracy, points", "training loss")
+    body = [_row(line, of) for line in dict.fromkeys(line.removesuffix(HARD_SWISH) for line, _ in of)]
+    return markdown_table(header, body, "l" + "r" * (len(header) - 1))
+
+
+def _row(line: str, of: dict[tuple[str, int], dict[str, Any]]) -> tuple[str, ...]:
+    pairs = [
+        (relu, of[line + HARD_SWISH, p])
+        for (name, p), relu in of.items()
+        if name == line and (line + HARD_SWISH, p) in of
+    ]
+    losses = [1000 * (hard["loss"] - relu["loss"]) for relu, hard in pairs]
+    accuracies = [100 * (hard["acc"] - relu["acc"]) for relu, hard in pairs]
+    mean = statistics.mean
+    before, after = mean(relu["train"] for relu, _ in pairs), mean(hard["train"] for _, hard in pairs)
+    return (
+        f"`{line}`",
+        str(len(pairs)),
+        f"{1000 * mean(relu['loss'] for relu, _ in pairs):.2f}",
+        f"{100 * mean(relu['acc'] for relu, _ in pairs):.3f}",
+        f"{mean(losses):+.2f}{error_text(losses)}",
+        f"{ttest_1samp(losses, 0).pvalue:.3f}" if len(losses) > 1 else "",
+        f"{mean(accuracies):+.3f}{error_text(accuracies, 3)}",
+        f"{before:.4f} → {after:.4f}",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("train", "table"))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=6)
+    arguments = parser.parse_args()
+    if arguments.command == "table":
+        print(table(read(DATA)))
+        return
+    prepare(default_data_dir())
+    done = {(row["line"], row["pair"]) for row in read(DATA)}
+    left = [job for job in jobs(arguments.pairs) if job not in done]
+    context, n = multiprocessing.get_context("spawn"), arguments.workers
+    workers = [context.Process(target=work, args=(left[i::n],)) for i in range(n)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
+if __name__ == "__main__":
+    main()
