@@ -50,6 +50,7 @@ from nas_mnist.task import MAX_PARAMS, TARGET_ACCURACY
 from nas_mnist.training.augmentation import augment, normalise
 from nas_mnist.training.evaluation import predict
 from nas_mnist.views import figures
+from nas_mnist.views.ablation import ablation_figure
 
 if TYPE_CHECKING:
     import onnx
@@ -139,7 +140,7 @@ def _write(
     train_images = load_train(data_dir, retrained.dataset)
     model = _write_model(retrained, judged, folder)
     _write_onnx(model, judged, folder / ONNX)
-    _write_figures(retrained, judged, train_images, folder / "figures")
+    _write_figures(retrained, source, judged, train_images, folder / "figures")
     record = _record(retrained, source, judged, checksums(data_dir, retrained.dataset))
     record |= _write_embedded(retrained, network, train_images, judged, folder, c)
     (folder / CARD).write_text(model_card(retrained, record, source.ablation), encoding="utf-8")
@@ -313,7 +314,7 @@ def _without_traces(proto: "onnx.ModelProto") -> "onnx.ModelProto":
     return proto
 
 
-def _write_figures(retrained: Retrained, judged: Judged, train_images: Images, folder: Path) -> None:
+def _write_figures(retrained: Retrained, source: Source, judged: Judged, train_images: Images, folder: Path) -> None:
     folder.mkdir()
     labels, wrong = judged.images.labels, judged.wrong
     classes, pixels = retrained.dataset.classes, judged.images.pixels
@@ -328,6 +329,8 @@ def _write_figures(retrained: Retrained, judged: Judged, train_images: Images, f
         ),
         "augmented": _augmented(retrained, train_images),
     }
+    if source.ablation:
+        drawn["ablation"] = ablation_figure(source.ablation)
     for name, figure in drawn.items():
         figure.savefig(folder / f"{name}.png", dpi=150)
 

@@ -239,7 +239,7 @@ def _ablation(ablation: Sequence[Ablated]) -> str:
     return (
         "One change at a time, each trained beside the network as it is on the same held-out folds and from the same "
         "seeds; differences in percentage points, p of a paired t-test. A change of structure has its widths scaled to "
-        f"the same number of parameters.\n\n{table}"
+        f"the same number of parameters.\n\n{table}\n\n![differences in accuracy](figures/ablation.png)"
     )
 
 

@@ -93,7 +93,7 @@ def page(
         )
     dataset = studies.recorded_dataset(identity)
     trials = study.get_trials(deepcopy=False)
-    drawn, missing = _draw(_figures(study, trials, identity, dataset, ranking, retrained))
+    drawn, missing = _draw(_figures(study, trials, identity, dataset, ranking, retrained, ablation))
     scripts = {"plotly": get_plotlyjs(), "page": _resource("report.js")}
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {
@@ -150,10 +150,12 @@ def _figures(
     dataset: Dataset,
     ranking: Sequence[Confirmed],
     retrained: Sequence[Retrained],
+    ablation: Sequence[Ablated],
 ) -> dict[str, Callable[[], go.Figure]]:
     max_params, epochs = identity["max_params"], identity["epochs"]
     return {
         "accuracy": partial(study_figures.accuracy_against_parameters, trials, max_params, ranking, retrained, dataset),
+        "ablation": partial(study_figures.ablation, ablation),
         "history": partial(study_figures.optimisation_history, trials),
         "curves": partial(study_figures.learning_curves, trials),
         "epochs": partial(study_figures.epochs_spent, trials, epochs),

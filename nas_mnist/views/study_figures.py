@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas_mnist.data.datasets import MNIST, Dataset
 from nas_mnist.model.zoo import ZOO
+from nas_mnist.stages.ablate import Ablated
 from nas_mnist.stages.confirm import Confirmed
 from nas_mnist.stages.retrain import Retrained
 from nas_mnist.study.records import TrialRecord, how_far, is_over_budget, is_trained, leaderboard, n_epochs
@@ -299,6 +300,29 @@ def parameter_importance(study: optuna.Study) -> go.Figure:
         showlegend=False,
     )
     figure.update_xaxes(tickformat=".0%", range=[0, 1.15 * shown[-1][1]]).update_yaxes(showgrid=False)
+    return figure
+
+
+def ablation(rows: Sequence[Ablated]) -> go.Figure:
+    """Differences in accuracy, in percentage points, with bars of two standard errors; the first row at the top."""
+    shown = [row for row in rows if row.difference][::-1]
+    if not shown:
+        raise NothingToDraw("No candidate of this study has been taken apart yet: that is what nas-mnist ablate does.")
+    differences = [row.difference for row in shown]
+    errors = [0 if math.isnan(d.accuracy_error) else 200 * d.accuracy_error for d in differences]
+    colours = {True: {True: GREEN, False: VERMILLION}, False: {True: GREY, False: GREY}}
+    figure = _figure("difference in points", "", 130 + 24 * len(shown))
+    figure.add_scatter(
+        x=[100 * d.accuracy for d in differences],
+        y=[row.change.name for row in shown],
+        error_x={"array": errors, "color": GREY},
+        mode="markers",
+        marker={"color": [colours[d.significant][d.accuracy > 0] for d in differences], "size": 9},
+        customdata=[f"{100 * d.accuracy:+.3f} ± {error:.3f}" for d, error in zip(differences, errors, strict=True)],
+        hovertemplate="%{y}: %{customdata}<extra></extra>",
+        showlegend=False,
+    )
+    figure.add_vline(x=0, line={"color": GREY, "width": 1})
     return figure
 
 

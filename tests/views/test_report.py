@@ -34,7 +34,7 @@ SECTIONS = {
     "failures": "Failures",
     "settings": "Settings",
 }
-FIGURES = ("accuracy", "history", "curves", "epochs", "importance", "budget", "timeline")
+FIGURES = ("accuracy", "ablation", "history", "curves", "epochs", "importance", "budget", "timeline")
 HOSTILE = """"><script>window.broken=1</script></script>'<img src=x onerror="window.broken=1">"""
 
 
