@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nas_mnist.api import confirm, evaluate, export, load_solution, retrain, search, train
+    from nas_mnist.api import ablate, confirm, evaluate, export, load_solution, retrain, search, train
     from nas_mnist.errors import NasMnistError
     from nas_mnist.model.architecture import Architecture, parse
     from nas_mnist.model.network import build
@@ -22,6 +22,7 @@ __all__ = [
     "NasMnistError",
     "Recipe",
     "__version__",
+    "ablate",
     "build",
     "confirm",
     "evaluate",

@@ -24,9 +24,11 @@ from nas_mnist.model.network import Network
 from nas_mnist.solution import export as exporting
 from nas_mnist.solution import predict
 from nas_mnist.solution.predict import Solution
+from nas_mnist.stages import ablate as ablating
 from nas_mnist.stages import confirm as confirming
 from nas_mnist.stages import retrain as retraining
 from nas_mnist.stages import search as searching
+from nas_mnist.stages.ablate import Ablated, AblateSettings
 from nas_mnist.stages.confirm import Confirmed, ConfirmSettings
 from nas_mnist.stages.retrain import Chosen, Retrained, RetrainSettings
 from nas_mnist.stages.search import SearchSettings, Summary
@@ -193,6 +195,43 @@ def retrain(
         return retraining.retrain(settings, planned, sink)
 
 
+def ablate(
+    architecture: Architecture | str | None = None,
+    *,
+    trial: int | None = None,
+    recipe: Recipe | None = None,
+    n_folds: int = 6,
+    n_seeds: int = 1,
+    train_images: int | None = None,
+    study_name: str = MNIST.study,
+    storage: str = STORAGE,
+    data_dir: Path | str | None = None,
+    workers: int | None = None,
+    devices: Sequence[str] | None = None,
+    on_event: OnWorkerEvent | None = None,
+) -> tuple[Ablated, ...]:
+    """Why a network is good: one change of it at a time, each trained beside it on the same folds and seeds.
+
+    The network is a trial of the search, with its own recipe, or an architecture (a line or a name will do), with this
+    recipe or that of a warm start. The first row is the network as it is; `.difference` of the others is to that.
+    """
+    opened = Storage.parse(storage)
+    candidate = _chosen(opened, study_name, trial, architecture, recipe).candidate
+    settings = AblateSettings(
+        storage=opened,
+        rows=ablating.changes(candidate),
+        study_name=study_name,
+        n_folds=n_folds,
+        n_seeds=n_seeds,
+        train_images=train_images,
+        data_dir=_folder(data_dir),
+        dataset=studies.dataset_of(opened, study_name),
+    )
+    planned = plan_workers(workers, devices)
+    with _sink(on_event, lambda: RunDisplay(_console())) as sink:
+        return ablating.ablate(settings, planned, sink)
+
+
 def export(
     out: Path | str = "solution",
     *,
@@ -238,10 +277,10 @@ def _chosen(
 ) -> Chosen:
     if architecture is None:
         if recipe is not None:
-            raise ValueError("a trial is retrained with its own recipe: leave it out, or give an architecture")
+            raise ValueError("a trial is trained with its own recipe: leave it out, or give an architecture")
         return retraining.choose(storage, study_name, trial)
     if trial is not None:
-        raise ValueError("retrain takes one network: give a trial or an architecture")
+        raise ValueError("one network is trained: give a trial or an architecture")
     resolved = zoo.resolve(architecture) if isinstance(architecture, str) else architecture
     return Chosen(Candidate(resolved, recipe or reference_recipe()))
 

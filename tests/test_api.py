@@ -88,3 +88,14 @@ def test_bad_values_are_errors_of_the_package(tmp_path):
     with pytest.raises(ValueError, match="a trial or an architecture"):
         nas_mnist.retrain(trial=1, architecture="c4 M c8 G c10k1-", storage=str(tmp_path / "s.db"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ablation_is_of_the_winner_or_of_a_line(carried_away, data_dir):
+    folder, _, ranking, retrained, _ = carried_away
+    place = {"storage": str(folder / "s.db"), "data_dir": data_dir, "workers": 1}
+    with pytest.raises(ValueError, match="one network is trained: give a trial or an architecture"):
+        nas_mnist.ablate("era1a7", trial=0, **place)
+    recipe = nas_mnist.Recipe(epochs=1, batch_size=64)
+    rows = nas_mnist.ablate("c10k28-", recipe=recipe, n_folds=2, train_images=200, **place)
+    assert rows[0].change.name == "as it is" and all(len(row.outcomes) == 2 for row in rows)
+    assert ranking[0].architecture == str(retrained.candidate.architecture)

@@ -30,8 +30,10 @@ def add_ablate(commands) -> None:
         goes_on=True,
     )
     add_architecture(parser, nargs="?")
-    parser.add_argument("--trial", type=at_least(0), metavar="N", help="the network and recipe of this trial instead")
-    parser.add_argument("--solution", type=Path, metavar="DIR", help="those of this exported folder instead")
+    parser.add_argument(
+        "--trial", type=at_least(0), metavar="N", help="a trial of the search instead (default: the confirmed winner)"
+    )
+    parser.add_argument("--solution", type=Path, metavar="DIR", help="the network of an exported folder instead")
     parser.add_argument(
         "--ladder",
         metavar="NAME",
@@ -96,28 +98,25 @@ def _ablate(arguments) -> int:
 
 
 def _rows(arguments, storage):
-    """What is to be trained. Raises `ArchitectureError` unless one network is named, one way or another."""
+    """What is to be trained. Raises `ArchitectureError` if networks are named in two ways."""
     from nas_mnist.errors import ArchitectureError, StudyError
     from nas_mnist.model import zoo
     from nas_mnist.solution import predict
-    from nas_mnist.stages import ablate
-    from nas_mnist.study import studies
-    from nas_mnist.study.records import TrialRecord
+    from nas_mnist.stages import ablate, retrain
     from nas_mnist.study.space import Candidate, reference_recipe
 
     ways = (arguments.architecture, arguments.trial, arguments.solution, arguments.ladder)
-    if sum(way is not None for way in ways) != 1:
+    if sum(way is not None for way in ways) > 1:
         raise ArchitectureError(
             "ablate takes one network: give a name, a line in quotes, --trial N, --solution DIR, or --ladder NAME"
         )
-    if arguments.epochs and (arguments.trial is not None or arguments.solution):
+    if arguments.epochs and not (arguments.architecture or arguments.ladder):
         raise StudyError("a trial or a solution has a recipe of its own: leave out --epochs")
     epochs = arguments.epochs or MAX_EPOCHS
     if arguments.ladder:
         return ablate.ladder(arguments.ladder, epochs)
     if arguments.solution:
         return ablate.changes(predict.candidate(arguments.solution))
-    if arguments.trial is None:
+    if arguments.architecture:
         return ablate.changes(Candidate(zoo.resolve(arguments.architecture), reference_recipe(epochs=epochs)))
-    study = studies.load(storage.open(), arguments.study)
-    return ablate.changes(TrialRecord.from_trial(studies.find_trial(study, arguments.trial)).candidate)
+    return ablate.changes(retrain.choose(storage, arguments.study, arguments.trial).candidate)
