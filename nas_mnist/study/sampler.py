@@ -55,6 +55,8 @@ class EvolutionSampler(BaseSampler):
     says which trials are good, those that were stopped among them.
     """
 
+    n_compared = N_COMPARED
+
     def __init__(
         self,
         ranges: Mapping[str, BaseDistribution],
@@ -96,7 +98,7 @@ class EvolutionSampler(BaseSampler):
         if len(ranked) < N_LEARNED:
             return next(self._untried(drawn, ranked))[0]
         predictor = Predictor([self._tried[trial.number] for trial in ranked])
-        several = islice(self._untried(drawn, ranked), N_COMPARED)
+        several = islice(self._untried(drawn, ranked), self.n_compared)
         return max(several, key=lambda proposed: predictor(proposed[1]))[0]
 
     def _untried(self, trials: list[FrozenTrial], ranked: list[FrozenTrial]) -> Iterator[tuple[Proposal, Candidate]]:

@@ -66,6 +66,7 @@ def features(architecture: Architecture, recipe: Recipe) -> list[float]:
         math.log(architecture.n_macs),
         architecture.receptive_field,
         architecture.dropout,
+        architecture.activation == "relu",
         math.log(recipe.learning_rate),
         math.log(recipe.weight_decay),
         math.log(recipe.batch_size),
@@ -99,14 +100,20 @@ def fit() -> tuple[RandomForestRegressor, int, float]:
 # --- strategies ------------------------------------------------------------------------------------------------------
 
 
-class LocalSearch(EvolutionSampler):
+class Unpredicted(EvolutionSampler):
+    """Ours without the predictor."""
+
+    n_compared = 1
+
+
+class LocalSearch(Unpredicted):
     """Mutations of the one best."""
 
     def _choose_parent(self, ranked: list[FrozenTrial]) -> FrozenTrial:
         return ranked[0]
 
 
-class RegularisedEvolution(EvolutionSampler):
+class RegularisedEvolution(Unpredicted):
     """The best of five of the 25 youngest: E. Real et al., Regularized Evolution for Image Classifier Search, 2019."""
 
     def _choose_parent(self, ranked: list[FrozenTrial]) -> FrozenTrial:
@@ -115,7 +122,7 @@ class RegularisedEvolution(EvolutionSampler):
         return alive[min(self._rng.integers(len(alive), size=5))]
 
 
-class NoShares(EvolutionSampler):
+class NoShares(Unpredicted):
     """Ours without the share that every kind of network has."""
 
     def _choose_parent(self, ranked: list[FrozenTrial]) -> FrozenTrial:
@@ -143,6 +150,7 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "local search": partial(_ours, LocalSearch),
     "regularised evolution": partial(_ours, RegularisedEvolution),
     "evolution, no shares": partial(_ours, NoShares),
+    "evolution, no predictor": partial(_ours, Unpredicted),
     "evolution": partial(_ours, EvolutionSampler),
 }
 OURS = ("evolution", "rungs")

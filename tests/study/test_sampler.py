@@ -8,7 +8,18 @@ import pytest
 from nas_mnist.model.architecture import parse
 from nas_mnist.study import space
 from nas_mnist.study.records import TrialRecord
-from nas_mnist.study.sampler import KINDS, MAX_ACTIVATIONS, N_RANDOM, EvolutionSampler, difference, draw, kind, mutate
+from nas_mnist.study.sampler import (
+    KINDS,
+    MAX_ACTIVATIONS,
+    N_COMPARED,
+    N_LEARNED,
+    N_RANDOM,
+    EvolutionSampler,
+    difference,
+    draw,
+    kind,
+    mutate,
+)
 
 RANGES = space.distributions()
 to_candidate = partial(space.to_candidate, max_params=2000, epochs=15)
@@ -64,6 +75,24 @@ def test_then_the_best_are_mutated_and_every_proposal_says_where_it_comes_from()
         change = difference(trials[mutant.parent].params, trials[mutant.number].params)
         assert mutant.origin == f"mutation of trial {mutant.parent}: {change}" and change
     assert np.mean([t.value for t in trials[40:]]) > np.mean([t.value for t in trials[:N_RANDOM]])
+
+
+def test_of_several_proposals_the_likeliest_is_made():
+    """Worth is the receptive field; with a predictor the search comes to large ones sooner."""
+
+    def mean_worth(n_compared, seed):
+        class Compared(EvolutionSampler):
+            pass
+
+        Compared.n_compared = n_compared
+        sampler = Compared(RANGES, lambda p: to_candidate(p), best_first, seed)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        for _ in range(40):
+            trial = study.ask()
+            study.tell(trial, to_candidate(space.suggest(trial)).architecture.receptive_field)
+        return np.mean([trial.value for trial in study.trials[N_LEARNED:]])
+
+    assert mean_worth(N_COMPARED, 0) > mean_worth(1, 0) + 2
 
 
 def test_nothing_is_proposed_that_takes_the_time_of_many():
