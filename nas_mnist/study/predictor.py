@@ -17,6 +17,7 @@ from nas_mnist.model.architecture import Conv, GlobalPool, LayerShape, MaxPool
 from nas_mnist.study.space import Candidate
 
 SHRINKAGE = 30.0  # as many observations that say that nothing matters
+HOPE = 1.0  # without any, it would have the smallest changes of the best
 
 
 class Predictor:
@@ -28,11 +29,14 @@ class Predictor:
         y = norm.isf((np.arange(n) + 0.5) / n)
         self._mean, self._scale = x.mean(0), x.std(0) + 1e-9
         x = (x - self._mean) / self._scale
-        self._weights = np.linalg.solve(x.T @ x + SHRINKAGE * np.eye(x.shape[1]), x.T @ y)
+        self._covariance = np.linalg.inv(x.T @ x + SHRINKAGE * np.eye(x.shape[1]))
+        self._weights = self._covariance @ x.T @ y
+        self._residual = float((y - x @ self._weights).std())
 
     def __call__(self, candidate: Candidate) -> float:
-        """The larger the better."""
-        return float((features(candidate) - self._mean) / self._scale @ self._weights)
+        """What may be hoped for, the larger the better: expected, and `HOPE` times the standard deviation of that."""
+        x = (features(candidate) - self._mean) / self._scale
+        return float(x @ self._weights + HOPE * self._residual * np.sqrt(x @ self._covariance @ x))
 
 
 def features(candidate: Candidate) -> np.ndarray:
