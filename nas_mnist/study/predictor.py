@@ -17,6 +17,7 @@ from nas_mnist.model.architecture import Conv, GlobalPool, LayerShape, MaxPool
 from nas_mnist.study.space import Candidate
 
 SHRINKAGE = 30.0  # as many observations that say that nothing matters
+LEAST_SPREAD = 0.3  # of a feature: where all that was tried had the same, another is new, and not endlessly so
 HOPE = 1.0  # without any, it would have the smallest changes of the best
 
 
@@ -27,7 +28,7 @@ class Predictor:
         n = len(best_first)
         x = np.array([features(candidate) for candidate in best_first])
         y = norm.isf((np.arange(n) + 0.5) / n)
-        self._mean, self._scale = x.mean(0), x.std(0) + 1e-9
+        self._mean, self._scale = x.mean(0), np.maximum(x.std(0), LEAST_SPREAD)
         x = (x - self._mean) / self._scale
         self._covariance = np.linalg.inv(x.T @ x + SHRINKAGE * np.eye(x.shape[1]))
         self._weights = self._covariance @ x.T @ y
@@ -35,8 +36,15 @@ class Predictor:
 
     def __call__(self, candidate: Candidate) -> float:
         """What may be hoped for, the larger the better: expected, and `HOPE` times the standard deviation of that."""
-        x = (features(candidate) - self._mean) / self._scale
-        return float(x @ self._weights + HOPE * self._residual * np.sqrt(x @ self._covariance @ x))
+        x = self._normalised(candidate)
+        return self.expected(candidate) + HOPE * self._residual * float(np.sqrt(x @ self._covariance @ x))
+
+    def expected(self, candidate: Candidate) -> float:
+        """Where it would stand among those learned from, in standard deviations above the middle."""
+        return float(self._normalised(candidate) @ self._weights)
+
+    def _normalised(self, candidate: Candidate) -> np.ndarray:
+        return (features(candidate) - self._mean) / self._scale
 
 
 def features(candidate: Candidate) -> np.ndarray:

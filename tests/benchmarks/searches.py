@@ -10,6 +10,7 @@ Each search was one command (`nas-mnist search`, then `nas-mnist confirm --folds
 import argparse
 import math
 import statistics
+from dataclasses import replace
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,13 @@ from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial
 from ranking import FOLDER, append, interval, read, spearman
 
+from nas_mnist.model.architecture import parse
 from nas_mnist.study import studies
+from nas_mnist.study.predictor import Predictor
 from nas_mnist.study.pruner import AVERAGED_EPOCHS
 from nas_mnist.study.records import TrialRecord, is_trained, n_epochs, planned_run
+from nas_mnist.study.sampler import N_LEARNED
+from nas_mnist.study.space import Candidate, reference_recipe
 from nas_mnist.study.storage import Storage
 from nas_mnist.views.tables import markdown_table
 
@@ -125,6 +130,33 @@ def _rank(a: np.ndarray, b: np.ndarray) -> str:
     return f"{spearman(a, b):.2f} ({low:.2f} – {high:.2f})"
 
 
+def table_of_predictions(found: dict[str, list[dict[str, Any]]]) -> str:
+    """How the sampler's predictor, fitted to the short runs before, ranks the next one: all in their order."""
+    lines = []
+    for name, rows in found.items():
+        known = sorted((row for row in rows if row["short_loss"]), key=lambda row: row["trial"])
+        if len(known) > N_LEARNED + 2:
+            expected = [_expected(known[:n], known[n]) for n in range(N_LEARNED, len(known))]
+            parts = {
+                "mutations": [i for i, row in enumerate(known[N_LEARNED:]) if row["parent"] is not None],
+                "random draws": [i for i, row in enumerate(known[N_LEARNED:]) if row["parent"] is None],
+            }
+            losses = np.array([row["short_loss"] for row in known[N_LEARNED:]])
+            for part, own in parts.items():
+                if len(own) > 4:
+                    lines.append((name, part, len(own), _rank(np.array(expected)[own], -losses[own])))
+    return markdown_table(("search", "proposals", "n", "rank correlation (90 %)"), lines, "llrl")
+
+
+def _expected(before: list[dict[str, Any]], row: dict[str, Any]) -> float:
+    ranked = sorted(before, key=lambda row: row["short_loss"])
+    return Predictor([_candidate(row) for row in ranked]).expected(_candidate(row))
+
+
+def _candidate(row: dict[str, Any]) -> Candidate:
+    return Candidate(parse(row["architecture"]), replace(reference_recipe(), **row["recipe"]))
+
+
 def table_of_draws(found: dict[str, list[dict[str, Any]]]) -> str:
     """What random draws come to in their short runs."""
     lines = []
@@ -207,7 +239,8 @@ def main() -> None:
         add(arguments.name, Storage.parse(arguments.database), arguments.study)
         return
     found = searches()
-    print(table_of_searches(found), table_of_signals(found), table_of_draws(found), table_of_noise(found), sep="\n\n")
+    tables = (table_of_searches, table_of_signals, table_of_predictions, table_of_draws, table_of_noise)
+    print(*(table(found) for table in tables), sep="\n\n")
     for name, rows in found.items():
         if any(row["confirmed"] for row in rows):
             print(f"\n{name}\n\n{family(rows)}")
