@@ -51,8 +51,9 @@ class Proposal:
 class EvolutionSampler(BaseSampler):
     """Mutations of the best trials so far, among random draws of which every kind of network has its share.
 
-    `to_candidate` says what parameters come to: a draw that comes to what was tried before is drawn again. `best_first`
-    says which trials are good, those that were stopped among them.
+    Of several proposals the one is made of which a predictor, fitted to what was tried, hopes most. `to_candidate` says
+    what parameters come to: a draw that comes to what was tried before is drawn again. `best_first` says which trials
+    are good, those that were stopped among them.
     """
 
     n_compared = N_COMPARED
