@@ -6,7 +6,7 @@ knows by then, and nothing is kept between.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import exp, log
 from typing import Any
@@ -17,6 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
+from nas_mnist.model.architecture import Architecture
 from nas_mnist.study import space
 from nas_mnist.study.predictor import Predictor
 from nas_mnist.study.records import origin_attributes
@@ -52,8 +53,8 @@ class EvolutionSampler(BaseSampler):
     """Mutations of the best trials so far, among random draws of which every kind of network has its share.
 
     Of several proposals the one is made of which a predictor, fitted to what was tried, hopes most. `to_candidate` says
-    what parameters come to: a draw that comes to what was tried before is drawn again. `best_first` says which trials
-    are good, those that were stopped among them.
+    what parameters come to: a draw that comes to a network that was tried before is drawn again. `best_first` says
+    which trials are good, those that were stopped among them.
     """
 
     n_compared = N_COMPARED
@@ -103,13 +104,17 @@ class EvolutionSampler(BaseSampler):
         return max(several, key=lambda proposed: predictor(proposed[1]))[0]
 
     def _untried(self, trials: list[FrozenTrial], ranked: list[FrozenTrial]) -> Iterator[tuple[Proposal, Candidate]]:
-        """Proposals without end, all random or all mutations, of what was not tried and does not take too long."""
-        tried = set(self._tried.values())
+        """Proposals without end, all random or all mutations, of networks that were not tried and do not take too long.
+
+        One that was tried is not tried again with another recipe: what that changes is mostly noise, and a search that
+        may do so comes to train the same few networks.
+        """
+        tried = {_without_recipe(candidate) for candidate in self._tried.values()}
         is_random = len(trials) < N_RANDOM or not ranked or self._rng.random() < RANDOM_SHARE
         while True:
             proposal = self._random(trials) if is_random else self._mutation(self._choose_parent(ranked))
             candidate = self._to_candidate(proposal.parameters)
-            if candidate not in tried and candidate.architecture.n_activations <= MAX_ACTIVATIONS:
+            if _without_recipe(candidate) not in tried and candidate.architecture.n_activations <= MAX_ACTIVATIONS:
                 yield proposal, candidate
 
     def _is_drawn(self, trial: FrozenTrial) -> bool:
@@ -142,6 +147,11 @@ class EvolutionSampler(BaseSampler):
         return Proposal(
             parameters, f"mutation of trial {parent.number}: {difference(parent.params, parameters)}", parent.number
         )
+
+
+def _without_recipe(candidate: Candidate) -> Architecture:
+    """The network, whatever its dropout."""
+    return replace(candidate.architecture, dropout=0.0)
 
 
 Kind = tuple[bool, int]
