@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -39,10 +40,11 @@ def _table(title: str, *columns: str, left: Iterable[str] = ()) -> Table:
 
 
 def markdown_table(header: Iterable[str], rows: Iterable[Iterable[Any]], alignment: str) -> str:
-    """`alignment` has a letter for each column, l or r."""
+    """`alignment` has a letter for each column, l or r. A bar in a cell does not end it."""
     names = [("\u2003" if letter == "r" else "") + name for name, letter in zip(header, alignment, strict=True)]  # room
     rule = ["---:" if letter == "r" else "---" for letter in alignment]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (names, rule, *rows))
+    cells = ([re.sub(r"(?<!\\)\|", r"\\|", str(cell)) for cell in row] for row in (names, rule, *rows))
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
 
 def percentage_points(deviation: float | None) -> str:

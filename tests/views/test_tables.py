@@ -152,3 +152,8 @@ def confirmed(trial, *accuracies):
 )
 def test_lead_is_called_certain_only_below_the_level(others, p_value, line):
     assert tables.lead_line([confirmed(1, 0.98, 0.99), *others], p_value, 0.05).plain.startswith(line)
+
+
+def test_bar_in_a_cell_does_not_end_it():
+    table = tables.markdown_table(("a", "b"), [("`c8 | hardswish`", r"`c8 \| dropout=0.1`")], "ll")
+    assert table.splitlines()[-1] == r"| `c8 \| hardswish` | `c8 \| dropout=0.1` |"
