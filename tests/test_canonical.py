@@ -1,4 +1,4 @@
-"""The committed study, its solution, and what the READMEs say of them."""
+"""The committed studies, the solution, and what the READMEs say of them."""
 
 import json
 import shutil
@@ -9,12 +9,12 @@ import pytest
 from nas_mnist.solution import predict
 from nas_mnist.stages import confirm, retrain
 from nas_mnist.study import studies
-from nas_mnist.study.records import TrialCounts
+from nas_mnist.study.records import TrialCounts, TrialRecord, ancestors
 from nas_mnist.study.storage import Storage
 from nas_mnist.task import MAX_PARAMS, TARGET_ACCURACY
 
 ROOT = Path(__file__).parents[1]
-CANONICAL = ROOT / "studies" / "canonical"
+CANONICAL, UNAIDED = (ROOT / "studies" / name for name in ("canonical", "unaided"))
 WINNERS_STUDY = "soap"
 N_SEEDS = 10
 
@@ -58,3 +58,22 @@ def test_the_solution_is_the_first_seed_of_the_winner_and_does_what_was_recorded
     predict.check(CANONICAL / "solution")
     accuracy = predict.accuracy_on_test_set(CANONICAL / "solution", data_dir)
     assert accuracy == retrained.runs[0].accuracy >= TARGET_ACCURACY
+
+
+def test_unaided_study_is_what_its_readmes_tell(tmp_path):
+    """All of its trials were drawn or descend from such, and its winner was confirmed before it met the test set."""
+    opened = Storage.parse(str(shutil.copy(UNAIDED / "unaided.db", tmp_path))).open()
+    trials = studies.load(opened, "nas-mnist").get_trials(deepcopy=False)
+    assert TrialCounts.of(trials).trained == 100
+    for trial in trials:
+        assert TrialRecord.from_trial(ancestors(trial, trials)[0]).origin == "random"
+    ranking = confirm.ranking(opened, "nas-mnist")
+    (retrained,) = retrain.results(opened, "nas-mnist")
+    assert retrained.trial == ranking[0].trial and len(retrained.runs) == N_SEEDS and not retrained.diverged
+    told = [f"{100 * retrained.mean:.2f} ± {100 * retrained.standard_deviation:.2f} %"]
+    told += [f"{100 * retrained.verdict.worst_of_last:.2f} %", f"`{retrained.candidate.architecture}`"]
+    confirmed = f"{100 * ranking[0].mean:.2f} ± {100 * ranking[0].standard_deviation:.2f} %"
+    own = (UNAIDED / "README.md").read_text()
+    assert confirmed in own and all(
+        text in readme for text in told for readme in (own, (ROOT / "README.md").read_text())
+    )
