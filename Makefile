@@ -3,7 +3,7 @@ PYTHON ?= python3
 TRIALS ?= 100
 ROUNDS ?= 10
 VENV := .venv
-# A whole file to each process: what a file has trained, searched or started is there once.
+# One process a core, a whole file in each: what a file has trained, searched or started is there once.
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: search solve test coverage soak proof bench scaling lint clean

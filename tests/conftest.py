@@ -1,6 +1,5 @@
 """What several tests need: MNIST, unpacked once, and one thread for each process, as workers have."""
 
-import os
 import shutil
 import signal
 import socket
@@ -20,11 +19,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 SLOW = ["test_ray_cluster.py", "test_faults.py", "test_many_machines.py", "test_main.py", "test_bad_input.py"]
-
-
-def pytest_xdist_auto_num_workers(config):
-    """Half as many again as cores: much of the time is spent waiting for processes, servers and clocks."""
-    return len(os.sched_getaffinity(0)) * 3 // 2 if hasattr(os, "sched_getaffinity") else None
 
 
 def pytest_collection_modifyitems(items):
