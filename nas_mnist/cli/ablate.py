@@ -91,6 +91,8 @@ def _ablate(arguments) -> int:
     Console(highlight=False).print(
         ablation.ablation_table(rows, climbing=climbing),
         ablation.ablation_note(rows, climbing=climbing),
+        "",
+        ablation.networks_table(rows, climbing=climbing),
         sep="\n",
         crop=False,
     )

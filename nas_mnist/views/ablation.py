@@ -16,22 +16,35 @@ TICKS = (-100, -10, -1, -0.3, -0.1, -0.05, 0, 0.05, 0.1, 0.3, 1, 10, 100)  # per
 def ablation_table(rows: Sequence[Ablated], *, climbing: bool = False) -> Table:
     """Each row, and its difference to the first one or, `climbing`, to the one before; in percentage points."""
     published = any(row.change.published for row in rows)
-    columns = ("", "params", *["published"] * published, "accuracy", "± SD", "n", "difference", "± SE", "p", "")
-    title = "one step after the other" if climbing else "one change at a time"
-    table = Table(
-        title=f"{title}, on fresh folds", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0)
-    )
+    numbers = ("params", *["published"] * published, "accuracy ± SD", "n", "difference ± SE", "p")
+    table = _table("one step after the other" if climbing else "one change at a time", "", *numbers)
+    for row in rows:
+        parameters, *told, accuracy, deviation, n, difference, error, p = cells(row, published)
+        spread = f"{accuracy} ± {deviation}" if deviation else accuracy
+        compared = f"{difference} ± {error}" if error else difference
+        table.add_row(row.change.name, parameters, *told, spread, n, compared, p, style=_style(row.difference))
+    return table
+
+
+def networks_table(rows: Sequence[Ablated], *, climbing: bool = False) -> Table:
+    """The network as it is, and those of the rows that have another."""
+    table = _table("networks", "", "network")
+    table.columns[1].justify = "left"
+    before = None
+    for row in rows:
+        architecture = row.change.candidate.architecture
+        if architecture != before:
+            table.add_row(row.change.name, Text(str(architecture)))
+        before = architecture if climbing or before is None else before
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    """Names are folded where the terminal is narrow, numbers never."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     for i, name in enumerate(columns):
         table.add_column(
-            name, justify="left" if i in (0, len(columns) - 1) else "right", header_style="dim", no_wrap=True
-        )
-    table.columns[-1].no_wrap, table.columns[-1].overflow = False, "fold"
-    for row in rows:
-        table.add_row(
-            row.change.name,
-            *cells(row, published),
-            Text(str(row.change.candidate.architecture)),
-            style=_style(row.difference),
+            name, justify="right" if i else "left", header_style="dim", no_wrap=i > 0 and name != "network"
         )
     return table
 

@@ -1,10 +1,12 @@
+import io
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 from synthetic import ablate_trial, draw_trial
 
 from nas_mnist.stages.ablate import Ablated, Change, Difference, Outcome, ladder
-from nas_mnist.views.ablation import ablation_figure, ablation_note, ablation_rows, ablation_table
+from nas_mnist.views.ablation import ablation_figure, ablation_note, ablation_rows, ablation_table, networks_table
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +24,17 @@ def test_table_has_a_line_for_each_row_and_colours_what_is_significant(rows):
     table = ablation_table(rows)
     cells = [list(column.cells) for column in table.columns]
     assert cells[0] == ["as it is", "no augmentation", rows[2].change.name]
-    assert cells[4] == ["4", "4", "1 (3 diverged)"]
-    assert cells[5] == ["", "-0.210", "+0.030"] and cells[6] == ["", "0.040", ""] and cells[7] == ["", "0.012", ""]
+    assert cells[3] == ["4", "4", "1 (3 diverged)"]
+    assert cells[4] == ["", "-0.210 ± 0.040", "+0.030"] and cells[5] == ["", "0.012", ""]
     assert [row.style for row in table.rows] == ["", "red", ""]
     assert "of 2 comparisons" in ablation_note(rows).plain
+
+
+def test_no_number_is_cut_on_a_narrow_terminal(rows):
+    console = Console(width=80, file=io.StringIO())
+    console.print(ablation_table(rows), ablation_table(climbed(), climbing=True))
+    text = console.file.getvalue()
+    assert "…" not in text and "-0.210 ± 0.040" in text and "+0.400 ± 0.050" in text
 
 
 def test_ladder_tells_what_was_published_and_compares_with_the_row_before():
@@ -33,6 +42,11 @@ def test_ladder_tells_what_was_published_and_compares_with_the_row_before():
     assert [str(cell) for cell in table.columns[2].cells] == ["98.82%", "99.43%", "99.53%"]
     assert "the row before" in ablation_note(climbed(), climbing=True).plain
     assert [row.style for row in table.rows] == ["", "green", "green"]
+
+
+def test_networks_are_told_where_they_are_others(rows):
+    assert list(networks_table(rows).columns[0].cells) == ["as it is"]  # the other two rows change the training
+    assert len(networks_table(climbed(), climbing=True).rows) == 2
 
 
 def test_rows_of_text_are_those_of_the_table(rows):
