@@ -9,15 +9,15 @@ cut.
 
 import argparse
 import json
-import multiprocessing
 import statistics
+import sys
 import time
 from typing import Any
 
 import torch
-from filelock import FileLock
+from jobs import append, read, run_all
 from scipy.stats import ttest_1samp
-from structures import FOLDER, append, error_text, read
+from structures import FOLDER, error_text
 
 from nas_mnist.data.folds import CONFIRM_PARTITION, fold
 from nas_mnist.data.images import load_train
@@ -61,8 +61,7 @@ def work(own: list[tuple[str, int]]) -> None:
     torch.set_num_threads(1)
     for line, pair in own:
         result = run(line, pair)
-        with FileLock(FOLDER / "lock"):
-            append(DATA, [result])
+        append(DATA, [result])
         print(json.dumps(result), flush=True)
 
 
@@ -108,12 +107,7 @@ def main() -> None:
     prepare(default_data_dir())
     done = {(row["line"], row["pair"]) for row in read(DATA)}
     left = [job for job in jobs(arguments.pairs) if job not in done]
-    context, n = multiprocessing.get_context("spawn"), arguments.workers
-    workers = [context.Process(target=work, args=(left[i::n],)) for i in range(n)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    sys.exit(not run_all(work, [(left[i :: arguments.workers],) for i in range(arguments.workers)]))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ ever added to, so that a run can be cut at any time, and continued by the same c
 """
 
 import argparse
-import json
 import math
-import multiprocessing
 import statistics
 import sys
 import time
@@ -20,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
+from jobs import append, claim, read, run_all
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
@@ -87,45 +85,19 @@ def _rounded(value: float | None) -> float | None:
     return value if value is None else round(value, 5)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def read_plan(folder: Path = FOLDER) -> list[Job]:
     return [Job(**row) for row in read(folder / "plan.jsonl")]
-
-
-def append(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def work(folder: Path) -> None:
     """Train the jobs of the plan that nobody has trained or is training, until there are none."""
     torch.set_num_threads(1)
     images = load_train(default_data_dir())
-    claims = folder / "claims"
-    while job := _claim(folder, claims):
+    while job := claim(folder, lambda: read_plan(folder), lambda: {row["job"] for row in read(folder / "runs.jsonl")}):
         split = fold(images, job.fold, partition=job.partition)
         result = run(job, split)
-        with FileLock(folder / "lock"):
-            append(folder / "runs.jsonl", [result])
+        append(folder / "runs.jsonl", [result])
         print(job.part, job.key, job.architecture, result["accuracy"][-1], result["seconds"], flush=True)
-
-
-def _claim(folder: Path, claims: Path) -> Job | None:
-    """The first job of the plan that is free; a claim is a file that is locked as long as its process lives."""
-    with FileLock(folder / "lock"):
-        done = {row["job"] for row in read(folder / "runs.jsonl")}
-        claims.mkdir(exist_ok=True)
-        for job in read_plan(folder):
-            path = claims / job.key.replace("/", "_")
-            if job.key in done:
-                path.unlink(missing_ok=True)
-            elif not (path.exists() and Path(f"/proc/{path.read_text()}").exists()):
-                path.write_text(str(multiprocessing.current_process().pid))
-                return job
-    return None
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -256,15 +228,7 @@ def main() -> None:
         draw_picture(found, options.folder / "ranking.png")
         return
     prepare(default_data_dir())
-    processes = [
-        multiprocessing.get_context("spawn").Process(target=work, args=(options.folder,))
-        for _ in range(options.workers)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    sys.exit(any(process.exitcode for process in processes))
+    sys.exit(not run_all(work, [(options.folder,)] * options.workers))
 
 
 if __name__ == "__main__":

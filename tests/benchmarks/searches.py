@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jobs import append, read
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial
-from ranking import FOLDER, append, interval, read, spearman
+from ranking import FOLDER, interval, spearman
 
 from nas_mnist.model.architecture import parse
 from nas_mnist.study import studies

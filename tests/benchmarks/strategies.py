@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 import optuna
+from jobs import append, read
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
-from ranking import FOLDER, append, read, results
+from ranking import FOLDER, results
 from searches import searches
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.model_selection import cross_val_predict

@@ -11,21 +11,19 @@ continued.
 """
 
 import argparse
-import json
 import math
-import multiprocessing
 import os
 import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from chwn import Norm, Soap, select
-from filelock import FileLock
+from jobs import append, claim, read, run_all
 from scipy.stats import ttest_1samp
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -158,18 +156,17 @@ def run(job: Job, images: Images) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def read_jobs(path: Path) -> list[Job]:
+    """What is planned, or what is done: a run's row has more in it than its job."""
+    return [Job(**{field.name: row[field.name] for field in fields(Job)}) for row in read(path)]
 
 
-def append(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+def keys(path: Path) -> set[str]:
+    return {job.key for job in read_jobs(path)}
 
 
 def plan(names: list[str], size: int, epochs: int, pairs: int) -> None:
-    planned = {Job(**row).key for row in read(FOLDER / "plan.jsonl")}
+    planned = keys(FOLDER / "plan.jsonl")
     jobs = [Job(name, size, epochs, pair) for pair in range(pairs) for name in names]
     append(FOLDER / "plan.jsonl", [asdict(job) for job in jobs if job.key not in planned])
 
@@ -177,25 +174,10 @@ def plan(names: list[str], size: int, epochs: int, pairs: int) -> None:
 def work(folder: Path) -> None:
     torch.set_num_threads(1)
     images = load_train(default_data_dir())
-    while job := _claim(folder):
+    while job := claim(folder, lambda: read_jobs(folder / "plan.jsonl"), lambda: keys(folder / "runs.jsonl")):
         result = run(job, images)
-        with FileLock(folder / "lock"):
-            append(folder / "runs.jsonl", [result])
+        append(folder / "runs.jsonl", [result])
         print(job.key, result["loss"], result["accuracy"], result["seconds"], flush=True)
-
-
-def _claim(folder: Path) -> Job | None:
-    claims = folder / "claims"
-    claims.mkdir(exist_ok=True)
-    with FileLock(folder / "lock"):
-        done = {Job(*(row[n] for n in ("name", "size", "epochs", "pair"))).key for row in read(folder / "runs.jsonl")}
-        for row in read(folder / "plan.jsonl"):
-            job = Job(**row)
-            claim = claims / job.key.replace("/", "_")
-            if job.key not in done and not (claim.exists() and Path(f"/proc/{claim.read_text()}").exists()):
-                claim.write_text(str(multiprocessing.current_process().pid))
-                return job
-    return None
 
 
 HEADER = ("", "n", "parameters", "loss, thousandths", "p", "accuracy, points", "training loss", "CPU s")
@@ -263,12 +245,7 @@ def main() -> None:
         if not MEMORY.keys() <= os.environ.keys():
             os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MEMORY, "OMP_NUM_THREADS": "1"})
         prepare(default_data_dir())
-        context = multiprocessing.get_context("spawn")
-        workers = [context.Process(target=work, args=(FOLDER,)) for _ in range(args.workers)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+        sys.exit(not run_all(work, [(FOLDER,)] * args.workers))
     else:
         rows = read(FOLDER / "runs.jsonl")
         for size, epochs in sorted({(r["size"], r["epochs"]) for r in rows}):
