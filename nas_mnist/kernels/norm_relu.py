@@ -348,10 +348,9 @@ def _by_curve(emit, n_integers, n_floats=0):
 
     def emit_all(builder, curve, *arguments):
         *arguments, low, high = arguments
-        curves = {int(Curve.HARD_SWISH): _HardSwish(builder)}
-        relu = _Relu(splat(builder, low), splat(builder, high))
-        curves |= dict.fromkeys((int(Curve.NONE), int(Curve.RELU)), relu)
-        switch(builder, curve, curves, lambda chosen: emit(builder, chosen, *arguments))
+        is_hard_swish = builder.zext(builder.icmp_signed("==", curve, INT(int(Curve.HARD_SWISH))), INT)
+        curves = {0: _Relu(splat(builder, low), splat(builder, high)), 1: _HardSwish(builder)}
+        switch(builder, is_hard_swish, curves, lambda chosen: emit(builder, chosen, *arguments))
 
     return lowered(emit_all, n_integers + 1, n_floats + 2)
 
