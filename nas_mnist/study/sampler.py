@@ -69,6 +69,7 @@ class EvolutionSampler(BaseSampler):
         self._ranges, self._to_candidate, self._best_first = dict(ranges), to_candidate, best_first
         self._rng = np.random.default_rng(seed)
         self._tried: dict[int, Candidate] = {}  # by the number of the trial
+        self._networks: set[Architecture] = set()  # of these
         self._independent = RandomSampler(seed=seed)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -94,7 +95,8 @@ class EvolutionSampler(BaseSampler):
         """What to try after these trials, and not one of them again."""
         for trial in trials:
             if trial.number not in self._tried and self._is_drawn(trial):
-                self._tried[trial.number] = self._to_candidate(trial.params)
+                candidate = self._tried[trial.number] = self._to_candidate(trial.params)
+                self._networks.add(_without_recipe(candidate))
         drawn = [trial for trial in trials if self._is_drawn(trial)]
         ranked = self._best_first(drawn)
         if len(ranked) < N_LEARNED:
@@ -109,12 +111,14 @@ class EvolutionSampler(BaseSampler):
         One that was tried is not tried again with another recipe: what that changes is mostly noise, and a search that
         may do so comes to train the same few networks.
         """
-        tried = {_without_recipe(candidate) for candidate in self._tried.values()}
         is_random = len(trials) < N_RANDOM or not ranked or self._rng.random() < RANDOM_SHARE
         while True:
             proposal = self._random(trials) if is_random else self._mutation(self._choose_parent(ranked))
             candidate = self._to_candidate(proposal.parameters)
-            if _without_recipe(candidate) not in tried and candidate.architecture.n_activations <= MAX_ACTIVATIONS:
+            if (
+                _without_recipe(candidate) not in self._networks
+                and candidate.architecture.n_activations <= MAX_ACTIVATIONS
+            ):
                 yield proposal, candidate
 
     def _is_drawn(self, trial: FrozenTrial) -> bool:
