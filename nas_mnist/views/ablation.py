@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nas_mnist.stages.ablate import Ablated, Difference
-from nas_mnist.views.tables import percentage_points
+from nas_mnist.views.tables import percentage_points, plain_table
 
 WIDTH, ROW_HEIGHT = 8.0, 0.3  # inches
 TICKS = (-100, -10, -1, -0.3, -0.1, -0.05, 0, 0.05, 0.1, 0.3, 1, 10, 100)  # percentage points
@@ -17,7 +17,8 @@ def ablation_table(rows: Sequence[Ablated], *, climbing: bool = False) -> Table:
     """Each row, and its difference to the first one or, `climbing`, to the one before; in percentage points."""
     published = any(row.change.published for row in rows)
     numbers = ("params", *["published"] * published, "accuracy ± SD", "n", "difference ± SE", "p")
-    table = _table("one step after the other" if climbing else "one change at a time", "", *numbers)
+    title = "one step after the other" if climbing else "one change at a time"
+    table = _foldable(plain_table(title, "", *numbers, left=("",)), 0)
     for row in rows:
         parameters, *told, accuracy, deviation, n, difference, error, p = cells(row, published)
         spread = f"{accuracy} ± {deviation}" if deviation else accuracy
@@ -28,8 +29,7 @@ def ablation_table(rows: Sequence[Ablated], *, climbing: bool = False) -> Table:
 
 def networks_table(rows: Sequence[Ablated], *, climbing: bool = False) -> Table:
     """The network as it is, and those of the rows that have another."""
-    table = _table("networks", "", "network")
-    table.columns[1].justify = "left"
+    table = _foldable(plain_table("networks", "", "network", left=("", "network")), 0, 1)
     before = None
     for row in rows:
         architecture = row.change.candidate.architecture
@@ -39,13 +39,10 @@ def networks_table(rows: Sequence[Ablated], *, climbing: bool = False) -> Table:
     return table
 
 
-def _table(title: str, *columns: str) -> Table:
-    """Names are folded where the terminal is narrow, numbers never."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-    for i, name in enumerate(columns):
-        table.add_column(
-            name, justify="right" if i else "left", header_style="dim", no_wrap=i > 0 and name != "network"
-        )
+def _foldable(table: Table, *places: int) -> Table:
+    """Names and networks are folded where the terminal is narrow, numbers never."""
+    for i in places:
+        table.columns[i].no_wrap, table.columns[i].overflow = False, "fold"
     return table
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 BAR_WIDTH = 10
 
 
-def _table(title: str, *columns: str, left: Iterable[str] = ()) -> Table:
+def plain_table(title: str, *columns: str, left: Iterable[str] = ()) -> Table:
     """A plain table whose columns are numbers, except those named in `left`."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     for name in columns:
@@ -89,7 +89,7 @@ def program_table(architecture: Architecture, batch_size: int, optimizer: str) -
     megabytes = made.size * 4 / 1e6
     title = f"{len(made.instructions)} instructions a step of {batch_size} images, {megabytes:.1f} MB"
     left = ("instruction", "from", "to", "parameters")
-    table = _table(title, "", "", "instruction", "from", "to", "parameters", left=left)
+    table = plain_table(title, "", "", "instruction", "from", "to", "parameters", left=left)
     marks = [mark for n in made.sweeps for mark in (("┌", *"│" * (n - 2), "└") if n > 1 else ("",))]
     for number, (instruction, mark) in enumerate(zip(made.instructions, marks, strict=True)):
         backward = instruction.gy is not None
@@ -136,7 +136,7 @@ def module_table(architecture: Architecture) -> str:
 
 
 def receptive_field_table(architecture: Architecture) -> Table:
-    table = _table(
+    table = plain_table(
         "receptive field", "#", "layer", "channels", "k", "s", "p", "n in", "n out", "j", "r", left=["layer"]
     )
     for number, s in enumerate(architecture.shapes, 1):
@@ -148,7 +148,7 @@ def receptive_field_table(architecture: Architecture) -> Table:
 def cost_table(architecture: Architecture) -> Table:
     """Where the parameters and the multiply-adds are spent, layer by layer."""
     left = ("layer", "", " ")
-    table = _table(
+    table = plain_table(
         "parameters and multiply-adds",
         "#",
         "layer",
@@ -177,7 +177,7 @@ def _cost_cells(shape: LayerShape, n_parameters: int, n_macs: int) -> list[Rende
 
 def ram_table(architecture: Architecture) -> Table:
     """The bytes of int8 maps that are alive at once, layer by layer, in the order in which the C computes them."""
-    table = _table(
+    table = plain_table(
         "RAM in int8", "#", "layer", "reads", "writes", "bytes at once", "", "peak", left=["layer", "", "peak"]
     )
     peak = architecture.ram
@@ -298,7 +298,7 @@ def baselines_table(results: Iterable["BaselineResult"], dataset: Dataset = MNIS
     compared = ("published", "reproduced", "± SD", "runs", "worst", "diff", "seconds")
     alone = ("accuracy", "± SD", "runs", "worst", "seconds")
     columns = ("system", "params", *(compared if dataset == MNIST else alone))
-    table = _table(f"reference systems on {dataset.title}", *columns, left=("system",))
+    table = plain_table(f"reference systems on {dataset.title}", *columns, left=("system",))
     table.padding = (0, 1, 0, 0)
     for result in results:
         cells = _baseline_cells(result)
@@ -390,7 +390,7 @@ def baseline_values(result: "BaselineResult") -> dict[str, Any]:
 def confirmation_table(ranking: list["Confirmed"]) -> Table:
     """Candidates by their mean on fresh folds; optimism is how much better the search believed them to be."""
     columns = ("trial", "params", "search", "confirmed", "± SD", "n", "optimism", "", "architecture")
-    table = _table("confirmed on fresh folds and seeds", *columns, left=("", "architecture"))
+    table = plain_table("confirmed on fresh folds and seeds", *columns, left=("", "architecture"))
     table.columns[-1].no_wrap, table.columns[-1].overflow = False, "fold"
     for c in ranking:
         deviation = percentage_points(c.standard_deviation)
@@ -417,7 +417,7 @@ def lead_line(ranking: list["Confirmed"], p_value: float | None, significant: fl
 
 def retrained_table(retrained: "Retrained") -> Table:
     """Test accuracy of each seed: the last epoch counts."""
-    table = _table("test accuracy", "seed", "last", "last two, worse", "seconds")
+    table = plain_table("test accuracy", "seed", "last", "last two, worse", "seconds")
     for run in retrained.runs:
         table.add_row(str(run.seed), f"{run.accuracy:.2%}", f"{run.worst_of_last:.2%}", f"{run.seconds:.0f}")
     for seed in retrained.diverged:
@@ -482,7 +482,7 @@ def frontier_table(points: Iterable["Best"], dataset: Dataset = MNIST) -> Table:
     over = points[0].over if points else "params"
     published = published if over == "params" else ()
     columns = (*_frontier_heads(over), *published, "found by", "architecture")
-    table = _table("the best under each budget", *columns, left=("found by", "architecture"))
+    table = plain_table("the best under each budget", *columns, left=("found by", "architecture"))
     table.columns[-1].no_wrap, table.columns[-1].overflow, table.columns[-1].min_width = False, "fold", 24
     for point in points:
         c = point.confirmed
