@@ -79,7 +79,7 @@ class Source:
         opened = storage.open()
         n_trials = studies.count_trained(opened, study_name)
         identity = {} if n_trials is None else studies.recorded_identity(studies.load(opened, study_name))
-        ablation = ablate.results_of(storage, study_name, candidate)
+        ablation = ablate.results_of(opened, study_name, [candidate])
         return Source(str(storage), study_name, n_trials, identity, ablation)
 
 

@@ -14,10 +14,11 @@ from typing import Any, get_args
 
 import optuna
 import torch
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import ttest_rel
 
-from nas_mnist.data.folds import CONFIRM_PARTITION, fold, spread
+from nas_mnist.data.folds import CONFIRM_PARTITION
 from nas_mnist.data.images import Images, load_train
 from nas_mnist.data.unpacking import prepare
 from nas_mnist.errors import ArchitectureError
@@ -32,7 +33,6 @@ from nas_mnist.stages.trial import record, train_and_report
 from nas_mnist.study import studies
 from nas_mnist.study.records import PlannedRun, TrialRecord, planned_run, write_change
 from nas_mnist.study.space import LEARNING_RATES, Candidate, reference_recipe
-from nas_mnist.study.storage import Storage
 from nas_mnist.training.augmentation import Augmentation
 from nas_mnist.training.evaluation import final_accuracy
 from nas_mnist.training.recipe import Recipe
@@ -121,12 +121,13 @@ class AblateSettings(ConfirmSettings):
 
     rows: tuple[Change, ...]
     climbing: bool = False  # a ladder
-    n_folds: int = 6
 
     @property
     def queue(self) -> Queue:
         """The first pair of every row before the second of any: comparable however early it is stopped."""
-        runs = tuple(self.run(row, *pair) for pair in self.pairs for row in self.rows)
+        runs = tuple(
+            PlannedRun(candidate=row.candidate, fold=k, seed=seed) for k, seed in self.pairs for row in self.rows
+        )
         identity = {
             "dataset": self.dataset.name,
             "folds": self.n_folds,
@@ -135,10 +136,6 @@ class AblateSettings(ConfirmSettings):
         }
         n_epochs = max(row.candidate.recipe.epochs for row in self.rows)
         return Queue(self.storage, ablation_name(self.study_name), "validation accuracy", identity, runs, n_epochs)
-
-    @staticmethod
-    def run(row: Change, fold: int, seed: int) -> PlannedRun:
-        return PlannedRun(candidate=row.candidate, fold=fold, seed=seed)
 
 
 def ablation_name(study_name: str) -> str:
@@ -267,14 +264,19 @@ def _outcome(trial: FrozenTrial) -> Outcome:
     return Outcome(TrialRecord.from_trial(trial).epochs[-1].eval_loss, trial.value)
 
 
-def results_of(storage: Storage, study_name: str, candidate: Candidate) -> tuple[Ablated, ...]:
-    """The ablation of this candidate that is in the storage; empty if there is none."""
-    opened = storage.open()
-    if ablation_name(study_name) not in studies.names(opened):
+def results_of(storage: RDBStorage, study_name: str, candidates: Iterable[Candidate]) -> tuple[Ablated, ...]:
+    """The ablation of the first of these candidates that has one in the storage; empty if none has."""
+    if ablation_name(study_name) not in studies.names(storage):
         return ()
-    trials = studies.load(opened, ablation_name(study_name)).get_trials(deepcopy=False)
-    found = compare(changes(candidate), trials)
-    return tuple(row for row in found if row.outcomes or row.n_diverged) if found[0].outcomes else ()
+    trials = studies.load(storage, ablation_name(study_name)).get_trials(deepcopy=False)
+    known = {run.candidate for trial in trials if trial.state == TrialState.COMPLETE and (run := planned_run(trial))}
+    for candidate in candidates:
+        if candidate in known:  # as it is, or as a change of another network
+            found = compare(changes(candidate), trials)
+            rows = tuple(row for row in found if row.outcomes or row.n_diverged)
+            if len(rows) > 1:
+                return rows
+    return ()
 
 
 def _prepare(settings: AblateSettings, device_name: str) -> Objective:
@@ -296,9 +298,6 @@ def _train(
     record(trial, run.candidate, count_parameters(architecture), run.seed, device)
     write_change(trial, name)
     on_event(RunStarted(trial.number, f"{name}, fold {run.fold + 1}, seed {run.seed}"))
-    split = fold(images, run.fold, partition=CONFIRM_PARTITION, n_folds=settings.n_folds)
-    if settings.train_images is not None:
-        split = replace(split, train=spread(split.train, settings.train_images))
     network = build(architecture, seed=run.seed, device=device)
-    epochs = train_and_report(trial, network, recipe, split, run.seed, on_event)
+    epochs = train_and_report(trial, network, recipe, settings.split(images, run.fold), run.seed, on_event)
     return final_accuracy([epoch.eval_accuracy for epoch in epochs])

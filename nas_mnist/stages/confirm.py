@@ -16,7 +16,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import wilcoxon
 
-from nas_mnist.data.folds import CONFIRM_PARTITION, check_number, fold, n_fold_images, spread
+from nas_mnist.data.folds import CONFIRM_PARTITION, Split, check_number, fold, n_fold_images, spread
 from nas_mnist.data.images import Images, load_train
 from nas_mnist.data.unpacking import prepare
 from nas_mnist.errors import StudyError, TrainingDiverged
@@ -60,6 +60,11 @@ class ConfirmSettings(StudyRef):
     def pairs(self) -> list[tuple[int, int]]:
         """(fold, seed), every fold with the first seed before the second: comparable however early it ends."""
         return [(k, seed) for seed in range(self.n_seeds) for k in range(self.n_folds)]
+
+    def split(self, images: Images, number: int) -> Split:
+        """This fold held out, and of the others as many images as are asked for."""
+        split = fold(images, number, partition=CONFIRM_PARTITION, n_folds=self.n_folds)
+        return split if self.train_images is None else Split(spread(split.train, self.train_images), split.val)
 
 
 @dataclass(frozen=True)
@@ -222,11 +227,10 @@ def _train_pair(
     on_event: OnEvent,
 ) -> float:
     """The objective of the search on one fold: the mean validation accuracy of the last two epochs."""
-    split = fold(images, number, partition=CONFIRM_PARTITION, n_folds=settings.n_folds)
-    train_images = split.train if settings.train_images is None else spread(split.train, settings.train_images)
+    split = settings.split(images, number)
     network = build(candidate.architecture, seed=seed, device=images.labels.device)
     val_accuracies = []
-    for epoch in train(network, candidate.recipe, train_images, split.val, seed=seed):
+    for epoch in train(network, candidate.recipe, split.train, split.val, seed=seed):
         val_accuracies.append(epoch.eval_accuracy)
         on_event(EpochTrained(trial, epoch, of=candidate.recipe.epochs))
     return final_accuracy(val_accuracies)

@@ -20,6 +20,7 @@ import jinja2
 import optuna
 import plotly.graph_objects as go
 from markupsafe import Markup
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 from plotly.offline import get_plotlyjs
 
@@ -67,7 +68,7 @@ def write(storage: Storage, study_name: str, out: Path) -> Path:
     opened = storage.open()
     study = studies.load(opened, study_name)
     ranking, retrained = confirm.ranking(opened, study_name), retrain.results(opened, study_name)
-    html = page(study, ranking, retrained, _ablation(storage, study, retrained))
+    html = page(study, ranking, retrained, _ablation(opened, study, retrained))
     try:
         out.mkdir(parents=True, exist_ok=True)
         with whole_file(out / PAGE) as temporary:
@@ -211,12 +212,11 @@ def _summary(
     return {name: value for name, value in values.items() if value}
 
 
-def _ablation(storage: Storage, study: optuna.Study, retrained: Sequence[Retrained]) -> Sequence[Ablated]:
+def _ablation(opened: RDBStorage, study: optuna.Study, retrained: Sequence[Retrained]) -> Sequence[Ablated]:
     """What was ablated of this study: of a network that was retrained, or else of one of the best candidates."""
     best = leaderboard(study.get_trials(deepcopy=False))
     candidates = [r.candidate for r in retrained] + [TrialRecord.from_trial(trial).candidate for trial in best[:N_BEST]]
-    found = (ablate.results_of(storage, study.study_name, candidate) for candidate in candidates)
-    return next((rows for rows in found if rows), ())
+    return ablate.results_of(opened, study.study_name, candidates)
 
 
 def _epochs(trained: Sequence[FrozenTrial], max_epochs: int) -> str:

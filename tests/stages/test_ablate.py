@@ -147,10 +147,11 @@ def test_it_trains_in_pairs_keeps_what_is_done_and_goes_on(settings):
 def test_results_are_found_again_by_the_candidate(settings):
     rows = changes(TINY)[:3]
     run(replace(settings, rows=rows))
-    found = ablate.results_of(settings.storage, "nas-mnist", TINY)
+    opened = settings.storage.open()
+    found = ablate.results_of(opened, "nas-mnist", [OTHER, TINY])
     assert [row.change.name for row in found] == [row.name for row in rows]
-    assert ablate.results_of(settings.storage, "nas-mnist", OTHER) == ()
-    assert ablate.results_of(settings.storage, "another", TINY) == ()
+    assert ablate.results_of(opened, "nas-mnist", [OTHER]) == ()
+    assert ablate.results_of(opened, "another", [TINY]) == ()
 
 
 @pytest.mark.parametrize(
