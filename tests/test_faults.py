@@ -1,6 +1,6 @@
 """Faults, injected for real: what is killed, filled, locked or set wrong, and what is left afterwards.
 
-Every worker imports this file. What a search does not need is therefore imported where it is needed.
+Processes that are started here import this file. What a search does not need is therefore imported where it is needed.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ import psutil
 import pytest
 from host import wait_for
 from optuna.trial import TrialState
+from processes import workers_of
 
 from nas_mnist import errors
 from nas_mnist.study import ownership, studies
@@ -154,13 +155,12 @@ def test_killed_workers_are_replaced_their_candidates_tried_again_and_the_count_
 def test_killed_parent_or_all_at_once_and_the_same_search_goes_on(storage, who):
     parent = start(storage, 5, n_free=1)
     finished = {t.number: t.value for t in trials_of(storage) if t.state == TrialState.COMPLETE}
-    children = psutil.Process(parent.pid).children()
+    children = psutil.Process(parent.pid).children(recursive=True)
     if who == "all":
         os.killpg(parent.pid, signal.SIGKILL)
     else:
-        workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
         os.kill(parent.pid, signal.SIGSTOP)  # it must not replace the worker in between
-        for process in workers[: who != "parent"]:
+        for process in workers_of(parent)[: who != "parent"]:
             process.kill()
         parent.kill()
     parent.join()
@@ -174,7 +174,7 @@ def test_killed_parent_or_all_at_once_and_the_same_search_goes_on(storage, who):
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT] * 2, [signal.SIGINT, signal.SIGTERM] * 20])
 def test_stopped_once_or_in_a_hurry_leaves_nothing_running(storage, signals):
     parent = start(storage, 4)
-    children = psutil.Process(parent.pid).children()
+    children = psutil.Process(parent.pid).children(recursive=True)
     for which in signals:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(parent.pid, which)  # as a terminal does

@@ -4,6 +4,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -33,8 +34,8 @@ def stopped_once(*, for_good: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def blocked_for_children() -> Iterator[None]:
-    """A process that is started within never gets Ctrl-C, which reaches the whole group; here it is only put off."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """A process that is started within gets neither signal, which may reach the whole group; here they are put off."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
@@ -45,12 +46,12 @@ def _is_inner() -> bool:
     return any(signal.getsignal(s) in (_stop, _ignore) for s in SIGNALS)
 
 
-def _stop(signal_number, frame):
+def _stop(signal_number: int, frame: FrameType | None) -> None:
     for s in SIGNALS:
         if signal.getsignal(s) is _stop:
             signal.signal(s, _ignore)
     raise KeyboardInterrupt
 
 
-def _ignore(signal_number, frame):
+def _ignore(signal_number: int, frame: FrameType | None) -> None:
     pass

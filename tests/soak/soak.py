@@ -33,6 +33,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import faked_clock
+from processes import workers_of
 
 from nas_mnist.errors import NasMnistError
 from nas_mnist.solution import predict
@@ -90,8 +91,7 @@ class Search:
     @property
     def workers(self) -> list[psutil.Process]:
         with contextlib.suppress(psutil.NoSuchProcess):
-            children = psutil.Process(self.process.pid).children()
-            return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+            return workers_of(self.process)
         return []
 
     def ended(self) -> bool:
