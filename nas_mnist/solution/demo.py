@@ -113,11 +113,16 @@ def _norm_act(conv: Convolution, state: Mapping[str, Tensor], architecture: Arch
     return norms + act if architecture.norm_first else act + norms
 
 
+def spread_evenly(positions: Tensor, limit: int) -> Tensor:
+    """All of the positions (N,), or `limit` of them that are as far apart as they can be."""
+    n = min(len(positions), limit)
+    return positions[torch.arange(n) * len(positions) // max(n, 1)]
+
+
 def _wrong(images: Images, predictions: Tensor) -> dict[str, Any]:
-    """The misclassified images: all, or `MAX_WRONG` of them evenly spread over the test set."""
+    """The misclassified images: all, or `MAX_WRONG` of them."""
     wrong = (predictions != images.labels).nonzero().flatten()
-    n = min(len(wrong), MAX_WRONG)
-    shown = wrong[torch.arange(n) * len(wrong) // max(n, 1)]
+    shown = spread_evenly(wrong, MAX_WRONG)
     pixels, labels = images.select(shown)
     return {
         "n": len(wrong),

@@ -59,6 +59,7 @@ OPSET = 18
 TOLERANCE = 1e-4  # of logits, between PyTorch and ONNX
 MAX_OTHERWISE = 5  # test images that another device than the one of the training may judge otherwise, by rounding
 N_SAMPLES, N_AUGMENTED_ROWS, N_VARIANTS = 40, 5, 7
+N_MISTAKES_SHOWN = 400  # of a network that is as bad as thousands the picture would take minutes
 PACKAGES = ("nas-mnist", "torch", "optuna", "onnx", "onnxruntime")
 MODEL, ONNX, CARD = "model.py", "model.onnx", "README.md"
 
@@ -318,12 +319,14 @@ def _write_figures(retrained: Retrained, source: Source, judged: Judged, train_i
     folder.mkdir()
     labels, wrong = judged.images.labels, judged.wrong
     classes, pixels = retrained.dataset.classes, judged.images.pixels
-    title = f"all {len(wrong)} misclassified test images: true → predicted"
+    shown = demo.spread_evenly(wrong, N_MISTAKES_SHOWN)
+    which = "all" if len(shown) == len(wrong) else f"{len(shown)} of the"
+    title = f"{which} {len(wrong)} misclassified test images: true → predicted"
     samples = torch.arange(N_SAMPLES) * (len(train_images) // N_SAMPLES)
     drawn: dict[str, Figure] = {
         "curves": figures.curves([r.epochs for r in retrained.runs], "test", _target(retrained.dataset)),
         "confusion": figures.confusion(labels, judged.predictions, classes),
-        "misclassified": figures.mistakes(pixels, labels, judged.predictions, wrong, classes, title),
+        "misclassified": figures.mistakes(pixels, labels, judged.predictions, shown, classes, title),
         "samples": figures.gallery(
             train_images.pixels[samples], [classes[i] for i in train_images.labels[samples]], "training images"
         ),
