@@ -28,14 +28,14 @@ from nas_mnist.model.network import build, count_parameters
 from nas_mnist.model.variations import variations, without_norms
 from nas_mnist.stages.baselines import RECIPE
 from nas_mnist.stages.confirm import SIGNIFICANT_P, ConfirmSettings, check_train_images
-from nas_mnist.stages.planned import Objective, Queue, RunStarted, run_planned
+from nas_mnist.stages.planned import Objective, Queue, RunStarted, run_planned, runs_of
 from nas_mnist.stages.trial import record, train_and_report
 from nas_mnist.study import studies
-from nas_mnist.study.records import PlannedRun, TrialRecord, planned_run, write_change
-from nas_mnist.study.space import LEARNING_RATES, Candidate, reference_recipe
+from nas_mnist.study.records import PlannedRun, TrialRecord, write_change, written
+from nas_mnist.study.space import Candidate, reference_recipe
 from nas_mnist.training.augmentation import Augmentation
 from nas_mnist.training.evaluation import final_accuracy
-from nas_mnist.training.recipe import Recipe
+from nas_mnist.training.recipe import Optimizer, Recipe
 from nas_mnist.workers.events import OnEvent, OnWorkerEvent, Worker
 
 AS_IT_IS = "as it is"
@@ -72,11 +72,11 @@ def _recipes(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
     if recipe.schedule != "constant":
         rate = CONSTANT_SHARE * recipe.learning_rate
         yield f"constant rate of {rate:.2g}", replace(recipe, schedule="constant", learning_rate=rate)
-    for optimizer in LEARNING_RATES:
+    for optimizer in get_args(Optimizer):
         if optimizer != recipe.optimizer:
-            other = reference_recipe(optimizer)
-            rates = {"learning_rate": other.learning_rate, "weight_decay": other.weight_decay}
-            yield f"{optimizer} instead of {recipe.optimizer}", replace(recipe, optimizer=optimizer, **rates)
+            rate, decay = (other := reference_recipe(optimizer)).learning_rate, other.weight_decay
+            changed = replace(recipe, optimizer=optimizer, learning_rate=rate, weight_decay=decay)
+            yield f"{optimizer} instead of {recipe.optimizer}", changed
     recalibrated = "norms not recalibrated" if recipe.recalibrated else "norms recalibrated"
     yield recalibrated, replace(recipe, recalibrated=not recipe.recalibrated)
 
@@ -115,6 +115,15 @@ def _candidate_of(rung: Rung, epochs: int) -> Candidate:
     return Candidate(rung.architecture, recipe)
 
 
+@dataclass(frozen=True)
+class PlannedChange(PlannedRun):
+    """A row on one pair."""
+
+    candidate: Candidate
+    seed: int
+    fold: int  # that is held out, counted from 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class AblateSettings(ConfirmSettings):
     """What is compared, and on how many pairs; kept in `<study>-ablate`. Of a ladder each row with the one before."""
@@ -123,11 +132,9 @@ class AblateSettings(ConfirmSettings):
     climbing: bool = False  # a ladder
 
     @property
-    def queue(self) -> Queue:
+    def queue(self) -> Queue[PlannedChange]:
         """The first pair of every row before the second of any: comparable however early it is stopped."""
-        runs = tuple(
-            PlannedRun(candidate=row.candidate, fold=k, seed=seed) for k, seed in self.pairs for row in self.rows
-        )
+        runs = tuple(PlannedChange(row.candidate, seed, fold) for fold, seed in self.pairs for row in self.rows)
         identity = {
             "dataset": self.dataset.name,
             "folds": self.n_folds,
@@ -135,7 +142,8 @@ class AblateSettings(ConfirmSettings):
             "partition": CONFIRM_PARTITION,
         }
         n_epochs = max(row.candidate.recipe.epochs for row in self.rows)
-        return Queue(self.storage, ablation_name(self.study_name), "validation accuracy", identity, runs, n_epochs)
+        name = ablation_name(self.study_name)
+        return Queue(self.storage, name, "validation accuracy", identity, PlannedChange, runs, n_epochs)
 
 
 def ablation_name(study_name: str) -> str:
@@ -223,11 +231,11 @@ def ablate(settings: AblateSettings, workers: list[Worker], on_event: OnWorkerEv
 
 def compare(rows: Iterable[Change], trials: Iterable[FrozenTrial], *, climbing: bool = False) -> tuple[Ablated, ...]:
     """Each row less the first one, or, `climbing`, less the row before."""
-    ended = [(planned_run(trial), trial) for trial in trials]
+    ended = runs_of(PlannedChange, trials)
     results: list[Ablated] = []
     outcomes: list[dict[tuple[int, int], Outcome]] = []
     for row in rows:
-        own = [(run, trial) for run, trial in ended if run and run.candidate == row.candidate]
+        own = [(run, trial) for run, trial in ended if run.candidate == row.candidate]
         done = {(run.fold, run.seed): _outcome(t) for run, t in own if t.state == TrialState.COMPLETE}
         n_diverged = sum(trial.state == TrialState.PRUNED for _, trial in own)
         base = outcomes[-1 if climbing else 0] if outcomes else None
@@ -261,7 +269,7 @@ def _error(values: list[float]) -> float:
 
 
 def _outcome(trial: FrozenTrial) -> Outcome:
-    return Outcome(TrialRecord.from_trial(trial).epochs[-1].eval_loss, trial.value)
+    return Outcome(TrialRecord.from_trial(trial).epochs[-1].eval_loss, written(trial.value))
 
 
 def results_of(storage: RDBStorage, study_name: str, candidates: Iterable[Candidate]) -> tuple[Ablated, ...]:
@@ -269,7 +277,7 @@ def results_of(storage: RDBStorage, study_name: str, candidates: Iterable[Candid
     if ablation_name(study_name) not in studies.names(storage):
         return ()
     trials = studies.load(storage, ablation_name(study_name)).get_trials(deepcopy=False)
-    known = {run.candidate for trial in trials if trial.state == TrialState.COMPLETE and (run := planned_run(trial))}
+    known = {run.candidate for run, trial in runs_of(PlannedChange, trials) if trial.state == TrialState.COMPLETE}
     for candidate in candidates:
         if candidate in known:  # as it is, or as a change of another network
             found = compare(changes(candidate), trials)
@@ -279,7 +287,7 @@ def results_of(storage: RDBStorage, study_name: str, candidates: Iterable[Candid
     return ()
 
 
-def _prepare(settings: AblateSettings, device_name: str) -> Objective:
+def _prepare(settings: AblateSettings, device_name: str) -> Objective[PlannedChange]:
     device = torch.device(device_name)
     return partial(_train, settings, load_train(settings.data_dir, settings.dataset).to(device), device)
 
@@ -289,7 +297,7 @@ def _train(
     images: Images,
     device: torch.device,
     trial: optuna.Trial,
-    run: PlannedRun,
+    run: PlannedChange,
     on_event: OnEvent,
 ) -> float:
     """One row on one pair: the mean validation accuracy of its last two epochs."""

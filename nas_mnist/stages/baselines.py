@@ -20,9 +20,9 @@ from nas_mnist.data.folds import Split
 from nas_mnist.data.unpacking import prepare
 from nas_mnist.model.network import Initialisation, build, count_parameters
 from nas_mnist.model.zoo import ZOO, ReferenceSystem, find
-from nas_mnist.stages.planned import Objective, Queue, RunStarted, full_split, n_train_images, run_planned
+from nas_mnist.stages.planned import Objective, Queue, RunStarted, full_split, n_train_images, run_planned, runs_of
 from nas_mnist.stages.trial import record, train_and_report
-from nas_mnist.study.records import PlannedRun, TrialRecord, planned_run, write_system
+from nas_mnist.study.records import PlannedRun, TrialRecord, write_system, written
 from nas_mnist.study.space import Candidate
 from nas_mnist.study.stored import distinctive
 from nas_mnist.study.studies import StudyRef
@@ -73,6 +73,17 @@ def trainings(name: str) -> tuple[Training, ...]:
     return (common, OWN_TRAINING[name]) if name in OWN_TRAINING else (common,)
 
 
+@dataclass(frozen=True)
+class PlannedBaseline(PlannedRun):
+    """A system with one seed."""
+
+    system: str  # by name
+    architecture: str
+    seed: int
+    epochs: int
+    own: dict[str, Any] | None = None  # what its own training has other than the common one
+
+
 @dataclass(frozen=True, kw_only=True)
 class BaselineSettings(StudyRef):
     """Which systems to train, how often and how long. Raises `ArchitectureError` for a name that is not in the zoo."""
@@ -82,7 +93,7 @@ class BaselineSettings(StudyRef):
     n_seeds: int = 1
     epochs: int = MAX_EPOCHS
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in self.names:
             find(name)
 
@@ -98,7 +109,7 @@ class BaselineSettings(StudyRef):
         return {"dataset": self.dataset.name, "train_images": n_train_images(self), **recipe}
 
     @property
-    def queue(self) -> Queue:
+    def queue(self) -> Queue[PlannedBaseline]:
         """The first seed of every system, then the second: a run that is stopped early has seen them all.
 
         A run of another line or recipe is another run, even under the same name.
@@ -109,7 +120,7 @@ class BaselineSettings(StudyRef):
             for name in dict.fromkeys(self.names)
             for training in trainings(name)
         )
-        return Queue(self.storage, self.study_name, "test accuracy", self.identity, runs, self.epochs)
+        return Queue(self.storage, self.study_name, "test accuracy", self.identity, PlannedBaseline, runs, self.epochs)
 
 
 @dataclass(frozen=True)
@@ -163,7 +174,7 @@ class BaselineResult:
     @property
     def difference(self) -> float | None:
         """Mean minus published, as a fraction; None if there is nothing to compare."""
-        return self.mean - self.published if self.runs and self.published else None
+        return None if self.mean is None or self.published is None else self.mean - self.published
 
 
 def train_baselines(
@@ -190,20 +201,16 @@ def results(settings: BaselineSettings) -> tuple[BaselineResult, ...]:
     )
 
 
-def planned(system: ReferenceSystem, training: Training, seed: int, epochs: int) -> PlannedRun:
+def planned(system: ReferenceSystem, training: Training, seed: int, epochs: int) -> PlannedBaseline:
     """The run of a system with the common recipe, or with its own."""
-    line = str(system.architecture)
-    return PlannedRun(system=system.name, architecture=line, seed=seed, epochs=epochs, own=training.own or None)
+    return PlannedBaseline(system.name, str(system.architecture), seed, epochs, training.own or None)
 
 
 def _result(
     system: ReferenceSystem, training: Training, settings: BaselineSettings, trials: Iterable[FrozenTrial]
 ) -> BaselineResult:
-    own = [
-        trial
-        for trial in trials
-        if (run := planned_run(trial)) and planned(system, training, run.seed, settings.epochs) == run
-    ]
+    ended = runs_of(PlannedBaseline, trials)
+    own = [trial for run, trial in ended if planned(system, training, run.seed, settings.epochs) == run]
     runs = [_run(trial) for trial in own if trial.state == TrialState.COMPLETE]
     n_diverged = sum(trial.state == TrialState.PRUNED for trial in own)
     runs.sort(key=lambda run: run.seed)
@@ -214,10 +221,11 @@ def _result(
 def _run(trial: FrozenTrial) -> BaselineRun:
     record = TrialRecord.from_trial(trial)
     accuracies = tuple(trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values))
-    return BaselineRun(planned_run(trial).seed, accuracies, record.seconds, record.device, record.versions)
+    seed = PlannedBaseline.of(trial).seed
+    return BaselineRun(seed, accuracies, record.seconds, written(record.device), written(record.versions))
 
 
-def _prepare(settings: BaselineSettings, device_name: str) -> Objective:
+def _prepare(settings: BaselineSettings, device_name: str) -> Objective[PlannedBaseline]:
     """What a worker does for each run, with the images on its device."""
     device = torch.device(device_name)
     return partial(_train, settings, full_split(settings, device), device)
@@ -228,7 +236,7 @@ def _train(
     split: Split,
     device: torch.device,
     trial: optuna.Trial,
-    run: PlannedRun,
+    run: PlannedBaseline,
     on_event: OnEvent,
 ) -> float:
     """One run, from its plan to the test accuracy of its last epoch."""

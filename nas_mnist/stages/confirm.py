@@ -28,10 +28,10 @@ from nas_mnist.study.records import (
     PlannedRun,
     TrialRecord,
     leaderboard,
-    planned_run,
     write_accuracies,
     write_pairs,
     write_reason,
+    written,
 )
 from nas_mnist.study.space import Candidate
 from nas_mnist.study.storage import experimental
@@ -43,6 +43,15 @@ from nas_mnist.workers.events import OnEvent, OnWorkerEvent, Worker
 GIVE_UP_P = 0.1  # one-sided: a candidate that is behind the best with less doubt than this is given up
 PAIRS_BEFORE_GIVING_UP = 3
 SIGNIFICANT_P = 0.05
+
+
+@dataclass(frozen=True)
+class PlannedConfirmation(PlannedRun):
+    """A candidate on all pairs."""
+
+    trial: int  # of the search
+    search_score: float
+    candidate: Candidate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +160,8 @@ def lead(first: Confirmed, second: Confirmed) -> float | None:
     return float(wilcoxon(differences, alternative="greater").pvalue) if any(differences) else None
 
 
-def _queue(settings: ConfirmSettings, best: tuple[FrozenTrial, ...]) -> Queue:
-    runs = tuple(
-        PlannedRun(trial=t.number, search_score=t.value, candidate=TrialRecord.from_trial(t).candidate) for t in best
-    )
+def _queue(settings: ConfirmSettings, best: tuple[FrozenTrial, ...]) -> Queue[PlannedConfirmation]:
+    runs = tuple(PlannedConfirmation(t.number, written(t.value), TrialRecord.from_trial(t).candidate) for t in best)
     identity = {
         "dataset": settings.dataset.name,
         "folds": settings.n_folds,
@@ -166,24 +173,24 @@ def _queue(settings: ConfirmSettings, best: tuple[FrozenTrial, ...]) -> Queue:
         identity["selection"] = "evenly spread"
     n_epochs = len(settings.pairs) * max(run.candidate.recipe.epochs for run in runs)
     name = f"{settings.study_name}-confirm"
-    return Queue(settings.storage, name, "mean validation accuracy", identity, runs, n_epochs)
+    return Queue(settings.storage, name, "mean validation accuracy", identity, PlannedConfirmation, runs, n_epochs)
 
 
 def _confirmed(trial: FrozenTrial) -> Confirmed:
-    run, record = planned_run(trial), TrialRecord.from_trial(trial)
+    run, record = PlannedConfirmation.of(trial), TrialRecord.from_trial(trial)
     return Confirmed(
         trial=run.trial,
-        architecture=record.architecture,
-        n_parameters=record.n_parameters,
+        architecture=written(record.architecture),
+        n_parameters=written(record.n_parameters),
         search_score=run.search_score,
         accuracies=record.accuracies,
-        folds=record.folds,
-        seeds=record.seeds,
+        folds=written(record.folds),
+        seeds=written(record.seeds),
         given_up=trial.state == TrialState.PRUNED,
     )
 
 
-def _prepare(settings: ConfirmSettings, device_name: str) -> Objective:
+def _prepare(settings: ConfirmSettings, device_name: str) -> Objective[PlannedConfirmation]:
     device = torch.device(device_name)
     return partial(_train, settings, load_train(settings.data_dir, settings.dataset).to(device), device)
 
@@ -193,7 +200,7 @@ def _train(
     images: Images,
     device: torch.device,
     trial: optuna.Trial,
-    run: PlannedRun,
+    run: PlannedConfirmation,
     on_event: OnEvent,
 ) -> float:
     """One candidate on every pair; a retried trial brings the accuracies of the pairs it had finished along."""

@@ -114,4 +114,4 @@ def best_under(budget: int, found: Iterable[Best]) -> Best | None:
 def _own_budget(settings: SearchSettings) -> int:
     """That of the study of this name if it is there, else the one asked for."""
     identity = studies.identity_of(settings.storage, settings.study_name) or {}
-    return identity.get("max_params", settings.max_params)
+    return int(identity.get("max_params", settings.max_params))

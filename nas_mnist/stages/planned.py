@@ -7,7 +7,7 @@ was stopped.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import optuna
 import torch
@@ -17,7 +17,7 @@ from nas_mnist.data.folds import Split, search_split
 from nas_mnist.data.images import load_test, load_train
 from nas_mnist.stages.trial import work_off
 from nas_mnist.study import studies
-from nas_mnist.study.records import PlannedRun, planned_run
+from nas_mnist.study.records import PlannedRun, planned_values
 from nas_mnist.study.shared import SharedStudy, recover, requeue
 from nas_mnist.study.storage import Storage
 from nas_mnist.study.studies import StudyRef
@@ -25,13 +25,15 @@ from nas_mnist.workers.events import OnEvent, OnWorkerEvent, Worker
 from nas_mnist.workers.local import run_workers
 from nas_mnist.workers.signals import stopped_once
 
-Objective = Callable[[optuna.Trial, PlannedRun, OnEvent], float]
+Run = TypeVar("Run", bound=PlannedRun)
+Objective = Callable[[optuna.Trial, Run, OnEvent], float]
+CPU = torch.device("cpu")
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass(frozen=True)
-class Queue:
-    """Runs in the order of their doing, and the study they are kept in.
+class Queue(Generic[Run]):
+    """Runs in the order of their doing, all of one kind, and the study they are kept in.
 
     `identity` is what all runs of the study have in common; a study of another identity is refused.
     """
@@ -40,12 +42,13 @@ class Queue:
     study_name: str
     metric: str
     identity: dict[str, Any]
-    runs: tuple[PlannedRun, ...]
+    kind: type[Run]
+    runs: tuple[Run, ...]
     epochs_per_run: int
 
     def wants(self, trial: FrozenTrial) -> bool:
         """Whether the trial stands for one of these runs."""
-        return planned_run(trial) in self.runs
+        return bool(planned_values(trial)) and self.kind.of(trial) in self.runs
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,8 @@ class RunStarted:
 
 
 def run_planned(
-    queue: Queue,
-    prepare: Callable[[str], Objective],
+    queue: Queue[Run],
+    prepare: Callable[[str], Objective[Run]],
     workers: list[Worker],
     on_event: OnWorkerEvent,
     *,
@@ -83,7 +86,7 @@ def run_planned(
         studies.create(storage, queue.study_name, metric=queue.metric, attributes={"identity": queue.identity})
         study = studies.load(storage, queue.study_name)
         recover(study, queue.wants)
-    n_done = len(finished(study, queue.runs))
+    n_done = len(_finished(study, queue))
     n_left = len(queue.runs) - n_done
     on_event(None, RunsBegan(n_left, n_done, queue.epochs_per_run))
     with stopped_once():
@@ -94,41 +97,52 @@ def run_planned(
         finally:
             # Tried again when the same command goes on: another one does only what it was asked for.
             requeue(queue.storage, queue.study_name, wanted=lambda trial: False)
-    return finished(study, queue.runs)
+    return _finished(study, queue)
 
 
-def finished(study: optuna.Study, runs: Iterable[PlannedRun]) -> list[FrozenTrial]:
+def _finished(study: optuna.Study, queue: Queue[Run]) -> list[FrozenTrial]:
     """The trials that did these runs, complete or pruned, in the runs' order."""
-    trials = [t for t in study.get_trials(deepcopy=False) if t.state in FINISHED]
-    by_run = [next((t for t in trials if planned_run(t) == run), None) for run in runs]
+    done = runs_of(queue.kind, study.get_trials(deepcopy=False, states=FINISHED))
+    by_run = [next((trial for other, trial in done if other == run), None) for run in queue.runs]
     return [trial for trial in by_run if trial is not None]
 
 
-def _work(queue: Queue, prepare: Callable[[str], Objective], pruner, worker: Worker, on_event: OnEvent) -> None:
+def runs_of(kind: type[Run], trials: Iterable[FrozenTrial]) -> list[tuple[Run, FrozenTrial]]:
+    """Each trial that stands for a run, behind that run."""
+    return [(kind.of(trial), trial) for trial in trials if planned_values(trial)]
+
+
+def _work(
+    queue: Queue[Run],
+    prepare: Callable[[str], Objective[Run]],
+    pruner: optuna.pruners.BasePruner,
+    worker: Worker,
+    on_event: OnEvent,
+) -> None:
     """What one worker process does, from first to last."""
     objective = prepare(worker.device)
     study = SharedStudy(
         queue.storage,
         queue.study_name,
-        n_may_start=lambda now: now.waiting or _queue_next(study, queue.runs),
+        n_may_start=lambda now: now.waiting or _queue_next(study, queue),
         seed=0,
         worker=worker.index,
         pruner=pruner,
         wanted=queue.wants,
         on_outage=on_event,
     )
-    work_off(study, lambda trial, on_event: objective(trial, planned_run(trial), on_event), on_event)
+    work_off(study, lambda trial, on_event: objective(trial, queue.kind.of(trial), on_event), on_event)
 
 
-def _queue_next(study: optuna.Study, runs: Iterable[PlannedRun]) -> int:
+def _queue_next(study: optuna.Study, queue: Queue[Run]) -> int:
     """Queue the first run that no trial stands for, under the lock, and say how many there were: 1 or 0.
 
     One at a time, so that a command which is stopped leaves no more behind than what was running.
     """
     standing = (*FINISHED, TrialState.RUNNING, TrialState.WAITING)
-    taken = [planned_run(trial) for trial in study.get_trials(deepcopy=False, states=standing)]
-    for run in runs:
-        if run not in taken:
+    taken = runs_of(queue.kind, study.get_trials(deepcopy=False, states=standing))
+    for run in queue.runs:
+        if not any(run == other for other, _ in taken):
             study.enqueue_trial({}, user_attrs=run.attributes())
             return 1
     return 0
@@ -138,7 +152,7 @@ def n_train_images(study: StudyRef) -> int:
     return study.train_images or study.dataset.n_train_images
 
 
-def full_split(study: StudyRef, device: torch.device | str = "cpu") -> Split:
+def full_split(study: StudyRef, device: torch.device = CPU) -> Split:
     """All training images, or as many as the study is of; in the place of validation images the test set."""
     images = load_train(study.data_dir, study.dataset)
     if n_train_images(study) != len(images):

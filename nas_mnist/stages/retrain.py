@@ -21,11 +21,20 @@ from nas_mnist.data.unpacking import prepare
 from nas_mnist.errors import BudgetError, StudyError
 from nas_mnist.model.network import build, count_parameters
 from nas_mnist.stages import confirm
-from nas_mnist.stages.planned import FINISHED, Objective, Queue, RunStarted, full_split, n_train_images, run_planned
+from nas_mnist.stages.planned import (
+    FINISHED,
+    Objective,
+    Queue,
+    RunStarted,
+    full_split,
+    n_train_images,
+    run_planned,
+    runs_of,
+)
 from nas_mnist.stages.trial import record, train_and_report
 from nas_mnist.study import studies
 from nas_mnist.study.artifacts import Artifacts
-from nas_mnist.study.records import PlannedRun, TrialRecord, planned_run, write_chosen
+from nas_mnist.study.records import PlannedRun, TrialRecord, write_chosen, written
 from nas_mnist.study.space import Candidate
 from nas_mnist.study.storage import Storage
 from nas_mnist.study.studies import StudyRef
@@ -138,6 +147,17 @@ class Chosen:
         return "architecture" if self.trial is None else f"trial {self.trial}"
 
 
+@dataclass(frozen=True)
+class PlannedSeed(PlannedRun):
+    """A candidate with one seed."""
+
+    candidate: Candidate
+    seed: int
+
+
+Ended = list[tuple[PlannedSeed, FrozenTrial]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RetrainSettings(StudyRef):
     """What to retrain, how often, and where the results are kept: in `<study>-retrain`, beside the search."""
@@ -150,11 +170,12 @@ class RetrainSettings(StudyRef):
         return f"{self.study_name}-retrain"
 
     @property
-    def queue(self) -> Queue:
+    def queue(self) -> Queue[PlannedSeed]:
         candidate = self.chosen.candidate
-        runs = tuple(PlannedRun(candidate=candidate, seed=seed) for seed in range(self.n_seeds))
+        runs = tuple(PlannedSeed(candidate, seed) for seed in range(self.n_seeds))
         identity = {"dataset": self.dataset.name, "train_images": n_train_images(self)}
-        return Queue(self.storage, self.retrain_study, "test accuracy", identity, runs, candidate.recipe.epochs)
+        n_epochs = candidate.recipe.epochs
+        return Queue(self.storage, self.retrain_study, "test accuracy", identity, PlannedSeed, runs, n_epochs)
 
 
 def choose(storage: Storage, study_name: str, trial: int | None = None) -> Chosen:
@@ -209,10 +230,12 @@ def load(storage: Storage, study_name: str, chosen: Chosen | None = None) -> Ret
     if name not in studies.names(opened):
         raise StudyError(f"nothing of study {study_name!r} has been retrained: run `nas-mnist retrain` first")
     study = studies.load(opened, name)
-    ended = study.get_trials(deepcopy=False, states=FINISHED)
+    ended = runs_of(PlannedSeed, study.get_trials(deepcopy=False, states=FINISHED))
+    if chosen is None and not ended:
+        raise StudyError("nothing has been retrained: run `nas-mnist retrain` first")
     chosen = chosen or _last_chosen(ended)
-    own = _trials_of(chosen, ended) if chosen else []
-    complete = [trial for trial in own if trial.state == TrialState.COMPLETE]
+    own = _of_candidate(chosen, ended)
+    complete = [trial for _, trial in own if trial.state == TrialState.COMPLETE]
     if not complete:
         raise _nothing_retrained(chosen, own)
     return _retrained(study, chosen, own, _read_weights(storage, study, complete[0]))
@@ -224,56 +247,52 @@ def results(opened: RDBStorage, study_name: str) -> list[Retrained]:
     if name not in studies.names(opened):
         return []
     study = studies.load(opened, name)
-    left, all_results = study.get_trials(deepcopy=False, states=FINISHED), []
+    left, all_results = runs_of(PlannedSeed, study.get_trials(deepcopy=False, states=FINISHED)), []
     while left:
         chosen = _last_chosen(left)
-        own = _trials_of(chosen, left)
-        if any(trial.state == TrialState.COMPLETE for trial in own):
+        own = _of_candidate(chosen, left)
+        if any(trial.state == TrialState.COMPLETE for _, trial in own):
             all_results.append(_retrained(study, chosen, own, {}))
-        left = [trial for trial in left if trial not in own]
+        left = [(run, trial) for run, trial in left if run.candidate != chosen.candidate]
     return all_results
 
 
-def _trials_of(chosen: Chosen, ended: list[FrozenTrial]) -> list[FrozenTrial]:
+def _of_candidate(chosen: Chosen, ended: Ended) -> Ended:
     """Those of one candidate, by seed."""
-    own = [trial for trial in ended if planned_run(trial).candidate == chosen.candidate]
-    return sorted(own, key=lambda trial: planned_run(trial).seed)
+    return sorted((pair for pair in ended if pair[0].candidate == chosen.candidate), key=lambda pair: pair[0].seed)
 
 
-def _retrained(study: optuna.Study, chosen: Chosen, own: list[FrozenTrial], weights: dict[str, Tensor]) -> Retrained:
+def _retrained(study: optuna.Study, chosen: Chosen, own: Ended, weights: dict[str, Tensor]) -> Retrained:
     return Retrained(
         chosen.candidate,
         chosen.trial,
         chosen.search_score,
         chosen.confirmation,
-        tuple(_run(trial) for trial in own if trial.state == TrialState.COMPLETE),
+        tuple(_run(run.seed, trial) for run, trial in own if trial.state == TrialState.COMPLETE),
         weights,
-        tuple(planned_run(trial).seed for trial in own if trial.state != TrialState.COMPLETE),
+        tuple(run.seed for run, trial in own if trial.state != TrialState.COMPLETE),
         studies.recorded_identity(study)["train_images"],
         studies.recorded_dataset(studies.recorded_identity(study)),
     )
 
 
-def _nothing_retrained(chosen: Chosen | None, diverged: list[FrozenTrial]) -> StudyError:
-    name = chosen.name if chosen else "nothing"
+def _nothing_retrained(chosen: Chosen, diverged: Ended) -> StudyError:
     if diverged:
-        return StudyError(f"{name} diverged with every seed ({len(diverged)}): retrain another", "trial")
-    return StudyError(f"{name} has not been retrained: run `nas-mnist retrain` first")
+        return StudyError(f"{chosen.name} diverged with every seed ({len(diverged)}): retrain another", "trial")
+    return StudyError(f"{chosen.name} has not been retrained: run `nas-mnist retrain` first")
 
 
-def _last_chosen(ended: list[FrozenTrial]) -> Chosen | None:
-    if not ended:
-        return None
-    last = max(ended, key=lambda trial: trial.number)  # not by its time: the clock may have been set
-    return Chosen(planned_run(last).candidate, **TrialRecord.from_trial(last).chosen or {})
+def _last_chosen(ended: Ended) -> Chosen:
+    run, last = max(ended, key=lambda pair: pair[1].number)  # not by its time: the clock may have been set
+    return Chosen(run.candidate, **TrialRecord.from_trial(last).chosen or {})
 
 
-def _run(trial: FrozenTrial) -> Run:
+def _run(seed: int, trial: FrozenTrial) -> Run:
     record = TrialRecord.from_trial(trial)
-    return Run(planned_run(trial).seed, record.epochs, record.seconds, record.device, record.versions)
+    return Run(seed, record.epochs, record.seconds, written(record.device), written(record.versions))
 
 
-def _prepare(settings: RetrainSettings, device_name: str) -> Objective:
+def _prepare(settings: RetrainSettings, device_name: str) -> Objective[PlannedSeed]:
     device = torch.device(device_name)
     return partial(_train, settings, full_split(settings, device), device)
 
@@ -283,7 +302,7 @@ def _train(
     split: Split,
     device: torch.device,
     trial: optuna.Trial,
-    run: PlannedRun,
+    run: PlannedSeed,
     on_event: OnEvent,
 ) -> float:
     """One seed, from its plan to the test accuracy of its last epoch; the weights are kept with the trial."""

@@ -33,6 +33,7 @@ from nas_mnist.study.records import (
     write_origin,
     write_reason,
     write_short_run,
+    written,
 )
 from nas_mnist.study.shared import SharedStudy
 from nas_mnist.study.space import Candidate
@@ -169,7 +170,7 @@ def objective(
 
 
 def _is_among_the_best(accuracy: float, study: optuna.Study, n: int) -> bool:
-    return sum(trial.value >= accuracy for trial in leaderboard(study.get_trials(deepcopy=False))) < n
+    return sum(written(trial.value) >= accuracy for trial in leaderboard(study.get_trials(deepcopy=False))) < n
 
 
 def record(

@@ -6,11 +6,12 @@ into types. A recipe is read by `stored`, whichever version wrote it.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from nas_mnist.errors import StudyError
 from nas_mnist.model.architecture import parse
 from nas_mnist.study import stored
 from nas_mnist.study.ownership import OWNER
@@ -20,34 +21,41 @@ from nas_mnist.training.recipe import Recipe
 
 CONSTRAINT = "parameters"  # parameters − (limit − 1); feasible when ≤ 0
 PLANNED_RUN = "job"  # attribute of a trial, written when it is queued, before any parameter is drawn
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that is known beforehand, by what tells it from the others of its study; equal ones are the same run."""
-
-    trial: int | None = None  # of the search, whose candidate it is
-    search_score: float | None = None
-    candidate: Candidate | None = None
-    system: str | None = None  # a reference system, by name
-    architecture: str | None = None
-    seed: int | None = None
-    epochs: int | None = None
-    own: dict[str, Any] | None = None  # what a system's own training has other than the common one
-    fold: int | None = None  # that is held out, counted from 0
+    """A run that is known beforehand: a stage's own has what tells it from the others; equal ones are the same run."""
 
     def attributes(self) -> dict[str, Any]:
-        """The user attributes of a trial that stands for this run; `planned_run` is the way back."""
+        """The user attributes of a trial that stands for this run; `of` is the way back."""
         values = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
-        return {PLANNED_RUN: values | ({"candidate": self.candidate.to_dict()} if self.candidate else {})}
+        return {
+            PLANNED_RUN: {
+                name: value.to_dict() if isinstance(value, Candidate) else value for name, value in values.items()
+            }
+        }
+
+    @classmethod
+    def of(cls, trial: FrozenTrial | optuna.Trial) -> Self:
+        """The run that a trial of the stage's study stands for, whichever version queued it."""
+        return cls(**planned_values(trial))
 
 
-def planned_run(trial: FrozenTrial | optuna.Trial) -> PlannedRun | None:
-    """The run that a trial stands for, whichever version queued it; None if it draws what it does."""
-    values = trial.user_attrs.get(PLANNED_RUN)
-    if values and "candidate" in values:
-        values = values | {"candidate": Candidate.from_dict(values["candidate"])}
-    return PlannedRun(**values) if values else None
+def planned_values(trial: FrozenTrial | optuna.Trial) -> dict[str, Any]:
+    """What tells the run that a trial stands for, of whatever stage, from others; empty if it draws what it does."""
+    values: dict[str, Any] = trial.user_attrs.get(PLANNED_RUN) or {}
+    if "candidate" in values:
+        return values | {"candidate": Candidate.from_dict(values["candidate"])}
+    return values
+
+
+def written(value: T | None) -> T:
+    """What is written of every trial that was trained. Raises `StudyError` where it is missing."""
+    if value is None:
+        raise StudyError("a trial of this study lacks what every finished one has: the database is damaged")
+    return value
 
 
 @dataclass(frozen=True)
@@ -99,11 +107,11 @@ class TrialRecord:
 
     @property
     def recipe(self) -> Recipe:
-        return stored.read(self.recipe_values)
+        return stored.read(written(self.recipe_values))
 
     @property
     def candidate(self) -> Candidate:
-        return Candidate(parse(self.architecture), self.recipe)
+        return Candidate(parse(written(self.architecture)), self.recipe)
 
 
 def epochs_of(trial: FrozenTrial | optuna.Trial) -> tuple[EpochResult, ...]:
@@ -254,7 +262,7 @@ def is_trained(trial: FrozenTrial) -> bool:
 def leaderboard(trials: Iterable[FrozenTrial]) -> tuple[FrozenTrial, ...]:
     """The trials that ran to their end, best first; pruned ones have no final accuracy."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and not is_over_budget(trial)]
-    return tuple(sorted(complete, key=lambda trial: -trial.value))
+    return tuple(sorted(complete, key=lambda trial: -written(trial.value)))
 
 
 def ancestors(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas_mnist.errors import StudyError
 from nas_mnist.study.ownership import OWNER, is_orphan, owner
-from nas_mnist.study.records import TrialCounts, planned_run
+from nas_mnist.study.records import TrialCounts, planned_values
 from nas_mnist.study.storage import POLL_SECONDS, STORAGE_ERRORS, OnOutage, Storage, experimental, reason
 from nas_mnist.study.studies import load
 
@@ -141,14 +141,14 @@ def _queue_failed_again(study: optuna.Study, wanted: Wanted) -> None:
     """
     trials = study.get_trials(deepcopy=False)
     tried_again = {_retry_history(trial)[-1] for trial in trials if _retry_history(trial)}
-    standing = [run for trial in trials if trial.state != TrialState.FAIL and (run := planned_run(trial))]
+    standing = [run for trial in trials if trial.state != TrialState.FAIL and (run := planned_values(trial))]
     for trial in trials:
         if (
             trial.state == TrialState.FAIL
             and wanted(trial)
             and trial.number not in tried_again
             and len(_retry_history(trial)) < MAX_RETRIES
-            and planned_run(trial) not in standing
+            and planned_values(trial) not in standing
         ):
             _retry(study, _without_traces(trial))
 

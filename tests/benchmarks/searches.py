@@ -25,7 +25,7 @@ from nas_mnist.model.architecture import parse
 from nas_mnist.study import studies
 from nas_mnist.study.predictor import Predictor
 from nas_mnist.study.pruner import AVERAGED_EPOCHS
-from nas_mnist.study.records import TrialRecord, is_trained, n_epochs, planned_run
+from nas_mnist.study.records import TrialRecord, is_trained, n_epochs, planned_values
 from nas_mnist.study.sampler import N_LEARNED
 from nas_mnist.study.space import Candidate, reference_recipe
 from nas_mnist.study.storage import Storage
@@ -40,7 +40,9 @@ def add(name: str, storage: Storage, study: str) -> None:
     opened = storage.open()
     confirmation = f"{study}-confirm"
     confirmed = trials_of(opened, confirmation) if confirmation in studies.names(opened) else []
-    accuracies = {planned_run(t).trial: TrialRecord.from_trial(t).accuracies for t in confirmed if t.value is not None}
+    accuracies = {
+        planned_values(t)["trial"]: TrialRecord.from_trial(t).accuracies for t in confirmed if t.value is not None
+    }
     trials = [t for t in trials_of(opened, study) if t.state.is_finished() and is_trained(t)]
     trials.sort(key=lambda t: t.datetime_complete)
     append(DATA, [{"search": name, **row(trial, accuracies)} for trial in trials])

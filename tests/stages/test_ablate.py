@@ -13,7 +13,7 @@ from nas_mnist.model.zoo import ZOO
 from nas_mnist.stages import ablate, planned
 from nas_mnist.stages.ablate import AblateSettings, Change, changes, compare, ladder
 from nas_mnist.study import studies
-from nas_mnist.study.records import PlannedRun, TrialRecord
+from nas_mnist.study.records import TrialRecord
 from nas_mnist.study.space import Candidate, reference_recipe
 from nas_mnist.study.storage import Storage
 from nas_mnist.training.loop import EpochResult
@@ -42,7 +42,7 @@ def run(settings):
 
 def trial(candidate, fold, accuracy, loss=0.02, state=TrialState.COMPLETE):
     epoch = EpochResult(1, 0.1, 0.9, loss, accuracy, 0.01, 1.0, 1.0)
-    attributes = PlannedRun(candidate=candidate, fold=fold, seed=0).attributes()
+    attributes = ablate.PlannedChange(candidate, seed=0, fold=fold).attributes()
     return create_trial(
         state=state,
         value=accuracy if state == TrialState.COMPLETE else None,

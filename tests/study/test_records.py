@@ -1,22 +1,25 @@
 import optuna
+import pytest
 import torch
 from optuna.trial import TrialState, create_trial
 
+from nas_mnist.errors import StudyError
 from nas_mnist.model.architecture import parse
+from nas_mnist.stages.confirm import PlannedConfirmation
 from nas_mnist.stages.trial import device_name, record, versions
 from nas_mnist.study.records import (
     PLANNED_RUN,
-    PlannedRun,
     TrialRecord,
     ancestors,
     leaderboard,
     origin_attributes,
-    planned_run,
+    planned_values,
     warm_start_attributes,
     write_epochs,
     write_excess,
     write_origin,
     write_reason,
+    written,
 )
 from nas_mnist.study.space import Candidate
 from nas_mnist.training.loop import EpochResult
@@ -62,10 +65,18 @@ def test_where_a_trial_comes_from_is_read_back_of_warm_starts_of_earlier_version
 
 
 def test_planned_run_is_the_same_after_the_database_and_stored_as_earlier_versions_stored_it():
-    run = PlannedRun(trial=3, search_score=0.99, candidate=CANDIDATE)
+    run = PlannedConfirmation(trial=3, search_score=0.99, candidate=CANDIDATE)
     assert run.attributes() == {PLANNED_RUN: {"trial": 3, "search_score": 0.99, "candidate": CANDIDATE.to_dict()}}
-    assert planned_run(create_trial(value=0.9, user_attrs=run.attributes())) == run
-    assert planned_run(create_trial(value=0.9)) is None
+    trial = create_trial(value=0.9, user_attrs=run.attributes())
+    assert PlannedConfirmation.of(trial) == run
+    assert planned_values(trial) == {"trial": 3, "search_score": 0.99, "candidate": CANDIDATE}
+    assert planned_values(create_trial(value=0.9)) == {}
+
+
+def test_what_every_finished_trial_has_and_this_one_lacks_is_one_clear_line():
+    assert written(0.0) == 0.0
+    with pytest.raises(StudyError, match="lacks what every finished one has: the database is damaged"):
+        written(None)
 
 
 def test_leaderboard_has_finished_trials_within_the_budget_the_best_first():

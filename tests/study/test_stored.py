@@ -13,10 +13,10 @@ from nas_mnist.model.architecture import parse
 from nas_mnist.stages import confirm, planned, retrain
 from nas_mnist.stages.baselines import BaselineSettings
 from nas_mnist.stages.confirm import ConfirmSettings
-from nas_mnist.stages.retrain import RetrainSettings
+from nas_mnist.stages.retrain import PlannedSeed, RetrainSettings
 from nas_mnist.stages.search import SearchSettings, search
 from nas_mnist.study import space, stored, studies
-from nas_mnist.study.records import PLANNED_RUN, PlannedRun, leaderboard
+from nas_mnist.study.records import PLANNED_RUN, leaderboard
 from nas_mnist.study.shared import _queue_failed_again, any_trial
 from nas_mnist.study.space import Candidate
 from nas_mnist.study.storage import Storage
@@ -164,7 +164,7 @@ def test_failed_run_of_an_earlier_form_is_not_queued_again_beside_one_of_this_fo
     studies.create(opened, "s", metric="m", attributes={})
     study = studies.load(opened, "s")
     old = {"candidate": {"architecture": str(CANDIDATE.architecture), "recipe": FIRST_FORM}, "seed": 0}
-    new = PlannedRun(candidate=CANDIDATE, seed=0).attributes()
+    new = PlannedSeed(CANDIDATE, seed=0).attributes()
     assert new[PLANNED_RUN] != old, "this form is another"
     study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={PLANNED_RUN: old}))
     study.add_trial(create_trial(state=state, value=0.9 if state == TrialState.COMPLETE else None, user_attrs=new))
