@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-SLOW = ["test_ray_cluster.py", "test_faults.py", "test_many_machines.py", "test_main.py", "test_bad_input.py"]
+SLOW = [f"test_{name}.py" for name in ("ray_cluster", "faults", "main", "many_machines", "tour", "frontier", "demo")]
 
 
 def pytest_collection_modifyitems(items):

@@ -48,6 +48,8 @@ class Variant:
     tail: str = "cosine"  # cosine, linear: how the rate falls
     warmup: float = 0.2
     batches: str = "64"  # 64, growing (32, 64, 128 by thirds of the steps)
+    taught: float = 0.0  # share of the loss that is a teacher's: four times the budget, trained on the same images
+    temperature: float = 1.0  # of both in the teacher's share
 
 
 def act(name: str, x: Tensor) -> Tensor:
@@ -306,6 +308,8 @@ class Way:
 WAYS = {
     "base": Way(),
     "leaky": Way({"activation": "leaky"}),
+    "hardswish, taught": Way({"activation": "hardswish", "taught": 0.5, "temperature": 2.0}),
+    "hardswish, taught more, hotter": Way({"activation": "hardswish", "taught": 0.9, "temperature": 3.0}),
     "silu": Way({"activation": "silu"}),
     "hardswish": Way({"activation": "hardswish"}),
     "squared relu": Way({"activation": "relu2"}),

@@ -297,6 +297,8 @@ def test_whole_way_on_a_sibling(capsys, in_tmp, kmnist):
 
     code, out, _ = run(capsys, "export", "--dataset", "kmnist", "--data-dir", kmnist[0])
     assert code == 0
+    with Image.open("solution/figures/misclassified.png") as picture:
+        assert picture.width == 2550, "400 of thousands, 20 in a row"
     record = json.loads(Path("solution/solution.json").read_text())
     assert record["dataset"] == "kmnist" and record["task_fulfilled"] is None
     assert set(record["normalisation"]) == {"mean", "std"} and record["normalisation"]["mean"] > 0.4

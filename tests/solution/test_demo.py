@@ -286,6 +286,12 @@ def test_finger_draws_at_phone_width_and_the_page_stays_where_it_is(browser, sol
 # --- test images it gets wrong ---------------------------------------------------------------------------------------
 
 
+def test_positions_are_all_or_as_far_apart_as_they_can_be():
+    assert demo.spread_evenly(torch.arange(3), 4).tolist() == [0, 1, 2]
+    assert demo.spread_evenly(torch.arange(100, 110), 3).tolist() == [100, 103, 106]
+    assert demo.spread_evenly(torch.arange(0), 4).tolist() == []
+
+
 def test_every_wrong_image_can_be_clicked_and_shows_what_the_network_says(opened, solution, test_images):
     predictions = logits_of_pytorch(predict.load(solution).network, test_images.pixels).argmax(1)
     all_wrong = (predictions != test_images.labels).nonzero().flatten().tolist()

@@ -38,6 +38,7 @@ def cluster():
         folders = (TESTS.parent, TESTS, Path(__file__).parent)
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))  # for the workers, which Ray starts
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # else they wait for the tests beside these
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **SMALL})
         cluster.add_node(num_cpus=2, **SMALL)
         yield cluster
