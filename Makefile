@@ -3,7 +3,7 @@ PYTHON ?= python3
 TRIALS ?= 100
 ROUNDS ?= 10
 VENV := .venv
-# One process a core, a whole file in each: what a file has trained, searched or started is there once.
+# As many processes as `tests/conftest.py` says, a whole file in each: what a file has trained or started is there once.
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: search solve test coverage soak proof bench scaling lint clean

@@ -8,6 +8,7 @@ from pathlib import Path
 import postgresql
 import pytest
 import torch
+from loky import cpu_count
 
 from nas_mnist.data.folds import search_split
 from nas_mnist.data.images import load_test, load_train
@@ -19,6 +20,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 SLOW = [f"test_{name}.py" for name in ("ray_cluster", "faults", "main", "many_machines", "tour", "frontier", "demo")]
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_auto_num_workers():
+    """One process more than there are cores: some tests wait, for a signal, a server or a lock."""
+    return cpu_count() + 1
 
 
 def pytest_collection_modifyitems(items):
