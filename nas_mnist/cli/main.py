@@ -11,7 +11,7 @@ import shlex
 import sys
 import warnings
 
-from nas_mnist.cli import ablate, doctor, judge, look, networks, search, solutions, solve
+from nas_mnist.cli import ablate, doctor, frontier, judge, look, networks, search, solutions, solve
 from nas_mnist.data.datasets import DATASETS, MNIST
 from nas_mnist.errors import NasMnistError, explain, shown
 from nas_mnist.workers.signals import stopped_once
@@ -100,7 +100,7 @@ COMMANDS = (
     look.add_dashboard,
     look.add_report,
     judge.add_confirm,
-    search.add_frontier,
+    frontier.add_frontier,
     judge.add_retrain,
     ablate.add_ablate,
     networks.add_baselines,

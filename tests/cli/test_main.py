@@ -13,7 +13,7 @@ import raw_files
 from PIL import Image
 
 from nas_mnist.cli import main as cli
-from nas_mnist.cli.search import BUDGETS
+from nas_mnist.cli.frontier import BUDGETS
 from nas_mnist.data.datasets import DATASETS
 from nas_mnist.study import space, studies
 from nas_mnist.study.records import TrialCounts
