@@ -1,7 +1,7 @@
 """What a wider space would buy: networks and ways to train them that the notation cannot say, in paired runs on folds.
 
     python tests/benchmarks/structures.py plan VARIANT … [--size 2000] [--epochs 15] [--pairs 6]
-    python tests/benchmarks/structures.py train [--workers 2]
+    python tests/benchmarks/structures.py train [VARIANT …] [--workers 2]
     python tests/benchmarks/structures.py tables
 
 Every variant (`variants.py`) has as many parameters as its base: all widths are scaled by one factor until the budget
@@ -201,10 +201,15 @@ def plan(names: list[str], size: int, epochs: int, pairs: int) -> None:
     append(FOLDER / "plan.jsonl", [asdict(job) for job in jobs if job.key not in planned])
 
 
-def work(folder: Path) -> None:
+def work(folder: Path, names: list[str]) -> None:
+    """Train what is planned of these variants, of all if there are none."""
     torch.set_num_threads(1)
     images = load_train(default_data_dir())
-    while job := claim(folder, lambda: read_jobs(folder / "plan.jsonl"), lambda: keys(folder / "runs.jsonl")):
+
+    def wanted() -> list[Job]:
+        return [job for job in read_jobs(folder / "plan.jsonl") if not names or job.name in names]
+
+    while job := claim(folder, wanted, lambda: keys(folder / "runs.jsonl")):
         result = run(job, images)
         append(folder / "runs.jsonl", [result])
         print(job.key, result["loss"], result["accuracy"], result["seconds"], flush=True)
@@ -266,6 +271,7 @@ def main() -> None:
     planning.add_argument("--epochs", type=int, default=15)
     planning.add_argument("--pairs", type=int, default=6)
     training = commands.add_parser("train")
+    training.add_argument("names", nargs="*", metavar="VARIANT", help="those alone")
     training.add_argument("--workers", type=int, default=2)
     commands.add_parser("tables")
     args = parser.parse_args()
@@ -275,7 +281,7 @@ def main() -> None:
         if not MEMORY.keys() <= os.environ.keys():
             os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MEMORY, "OMP_NUM_THREADS": "1"})
         prepare(default_data_dir())
-        sys.exit(not run_all(work, [(FOLDER,)] * args.workers))
+        sys.exit(not run_all(work, [(FOLDER, args.names)] * args.workers))
     else:
         rows = read(FOLDER / "runs.jsonl")
         for size, epochs in sorted({(r["size"], r["epochs"]) for r in rows}):
