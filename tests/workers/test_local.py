@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 import threading
 import time
 from functools import partial
@@ -13,6 +14,7 @@ from nas_mnist.workers.events import Completed, Progress, Worker, WorkerDied, Wo
 from nas_mnist.workers.local import plan_workers, run_workers
 
 TWO = [Worker(0, "cpu"), Worker(1, "cpu")]
+HEAVY = {"torch", "optuna", "numba", "nas_mnist.stages.search"}
 
 
 def collect(work, on_event=None, which=TWO):
@@ -51,6 +53,34 @@ def test_killed_worker_is_replaced_and_said_so(tmp_path):
     events = collect(partial(_die_once, tmp_path))
     assert (0, WorkerDied("killed by signal 9")) in events
     assert sorted(i for i, event in events if event == "done") == [0, 1]
+
+
+def _kill_the_server_once(folder, worker, send):
+    if not (folder / "killed").exists():
+        (folder / "killed").touch()
+        psutil.Process(os.getpid()).parent().kill()
+    send("done")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="on macOS workers are not forked")
+def test_server_that_workers_are_forked_from_is_started_again_when_it_is_killed(tmp_path):
+    """How the worker ended, nobody knows then: it is replaced, as after any death."""
+    events = collect(partial(_kill_the_server_once, tmp_path), which=TWO[:1])
+    assert events == [(0, "done"), (0, WorkerDied("exit code 255")), (0, "done")]
+
+
+def _report_process(worker, send):
+    send((psutil.Process(os.getpid()).parent().pid, os.environ.get("OF_THIS_RUN"), sorted(HEAVY & sys.modules.keys())))
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="on macOS workers are not forked")
+def test_workers_have_todays_environment_and_a_parent_that_has_imported_what_is_heavy(monkeypatch):
+    said = []
+    for value in "ab":
+        monkeypatch.setenv("OF_THIS_RUN", value)
+        said += [event for _, event in collect(_report_process)]
+    assert [value for _, value, _ in said] == ["a", "a", "b", "b"]
+    assert len({parent for parent, _, _ in said}) == 1 and all(modules == sorted(HEAVY) for _, _, modules in said)
 
 
 def _raise(worker, send):
