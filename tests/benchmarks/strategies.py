@@ -104,7 +104,7 @@ def fit() -> tuple[RandomForestRegressor, int, float]:
 class Unpredicted(EvolutionSampler):
     """Ours without the predictor."""
 
-    n_compared = 1
+    n_learned = math.inf
 
 
 class LocalSearch(Unpredicted):

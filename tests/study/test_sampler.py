@@ -1,3 +1,4 @@
+import math
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,6 @@ from nas_mnist.study.records import TrialRecord
 from nas_mnist.study.sampler import (
     KINDS,
     MAX_ACTIVATIONS,
-    N_COMPARED,
     N_LEARNED,
     N_RANDOM,
     EvolutionSampler,
@@ -81,19 +81,18 @@ def test_then_the_best_are_mutated_and_every_proposal_says_where_it_comes_from()
 def test_of_several_proposals_the_likeliest_is_made():
     """Worth is the receptive field; with a predictor the search comes to large ones sooner."""
 
-    def mean_worth(n_compared, seed):
-        class Compared(EvolutionSampler):
-            pass
+    class Unpredicted(EvolutionSampler):
+        n_learned = math.inf
 
-        Compared.n_compared = n_compared
-        sampler = Compared(RANGES, lambda p: to_candidate(p), best_first, seed)
+    def mean_worth(kind, seed):
+        sampler = kind(RANGES, lambda p: to_candidate(p), best_first, seed)
         study = optuna.create_study(direction="maximize", sampler=sampler)
         for _ in range(40):
             trial = study.ask()
             study.tell(trial, to_candidate(space.suggest(trial)).architecture.receptive_field)
         return np.mean([trial.value for trial in study.trials[N_LEARNED:]])
 
-    assert mean_worth(N_COMPARED, 0) > mean_worth(1, 0) + 2
+    assert mean_worth(EvolutionSampler, 0) > mean_worth(Unpredicted, 0) + 2
 
 
 def test_nothing_is_proposed_that_takes_the_time_of_many():
@@ -112,7 +111,7 @@ def test_no_network_is_proposed_twice():
     assert len(networks) == 80, "not with another recipe either"
 
 
-def test_a_parent_that_does_not_fill_the_budget_has_children_that_do():
+def test_a_parent_that_does_not_fill_the_budget_has_children_that_do_and_have_hard_swish():
     reference = space.to_parameters(space.Candidate(parse("c4 c8 M c8 G c10k1-"), space.RECIPE), 2000)
     study = optuna.create_study(
         direction="maximize", sampler=EvolutionSampler(RANGES, lambda p: to_candidate(p), best_first, 0)
@@ -125,6 +124,7 @@ def test_a_parent_that_does_not_fill_the_budget_has_children_that_do():
     assert study.trials[0].params == reference and origins(study.trials[:1]) == [""]
     children = [trial for trial in study.trials if TrialRecord.from_trial(trial).parent == 0]
     assert children and all(trial.params["fill"] == 1.0 for trial in children)
+    assert reference["activation"] == "relu" and {trial.params["activation"] for trial in children} == {"hardswish"}
 
 
 def test_same_seed_same_proposals():
