@@ -19,7 +19,6 @@ from nas_mnist.study.space import Candidate
 SHRINKAGE = 30.0  # as many observations that say that nothing matters
 LEAST_SPREAD = 0.3  # of a feature: where all that was tried had the same, another is new, and not endlessly so
 HOPE = 1.0  # without any, it would have the smallest changes of the best
-TRUST = 0.3  # in what it expects, where a candidate was seen: the best that was seen was lucky besides
 
 
 class Predictor:
@@ -28,23 +27,17 @@ class Predictor:
     def __init__(self, best_first: Sequence[Candidate]):
         n = len(best_first)
         x = np.array([features(candidate) for candidate in best_first])
-        y = self._seen = norm.isf((np.arange(n) + 0.5) / n)
+        y = norm.isf((np.arange(n) + 0.5) / n)
         self._mean, self._scale = x.mean(0), np.maximum(x.std(0), LEAST_SPREAD)
         x = (x - self._mean) / self._scale
         self._covariance = np.linalg.inv(x.T @ x + SHRINKAGE * np.eye(x.shape[1]))
         self._weights = self._covariance @ x.T @ y
-        self._fitted = x @ self._weights
-        self._residual = float((y - self._fitted).std())
+        self._residual = float((y - x @ self._weights).std())
 
     def __call__(self, candidate: Candidate) -> float:
         """What may be hoped for, the larger the better: expected, and `HOPE` times the standard deviation of that."""
         x = self._normalised(candidate)
         return self.expected(candidate) + HOPE * self._residual * float(np.sqrt(x @ self._covariance @ x))
-
-    def order(self) -> list[int]:
-        """The positions of those that it was fitted to, best first, by what was seen of them and what it expects."""
-        worth = (1 - TRUST) * self._seen + TRUST * self._fitted
-        return [int(i) for i in np.argsort(-worth, kind="stable")]
 
     def expected(self, candidate: Candidate) -> float:
         """Where it would stand among those learned from, in standard deviations above the middle."""

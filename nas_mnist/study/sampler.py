@@ -53,9 +53,9 @@ class Proposal:
 class EvolutionSampler(BaseSampler):
     """Mutations of the best trials so far, among random draws of which every kind of network has its share.
 
-    Which are the best, a predictor has a word in, fitted to what was tried; and of several proposals the one is made of
-    which it hopes most. `to_candidate` says what parameters come to: a draw that comes to a network that was tried
-    before is drawn again. `best_first` says which trials are good, those that were stopped among them.
+    Of several proposals the one is made of which a predictor, fitted to what was tried, hopes most. `to_candidate` says
+    what parameters come to: a draw that comes to a network that was tried before is drawn again. `best_first` says
+    which trials are good, those that were stopped among them.
     """
 
     n_learned = N_LEARNED
@@ -103,7 +103,7 @@ class EvolutionSampler(BaseSampler):
         if len(ranked) < self.n_learned:
             return next(self._untried(drawn, ranked))[0]
         predictor = Predictor([self._tried[trial.number] for trial in ranked])
-        several = islice(self._untried(drawn, [ranked[i] for i in predictor.order()]), N_COMPARED)
+        several = islice(self._untried(drawn, ranked), N_COMPARED)
         return max(several, key=lambda proposed: predictor(proposed[1]))[0]
 
     def _untried(self, trials: list[FrozenTrial], ranked: list[FrozenTrial]) -> Iterator[tuple[Proposal, Candidate]]:

@@ -24,15 +24,17 @@ from jobs import append, read
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 from ranking import FOLDER, results
+from scipy.stats import norm
 from searches import searches
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.model_selection import cross_val_predict
 
 from nas_mnist.model.architecture import Architecture, Conv, parse
 from nas_mnist.study import space
+from nas_mnist.study.predictor import Predictor
 from nas_mnist.study.pruner import RUNGS, SHORT_EPOCHS, SHORT_RUN, RungPruner, best_first
 from nas_mnist.study.records import write_epochs, write_short_run
-from nas_mnist.study.sampler import EvolutionSampler
+from nas_mnist.study.sampler import EvolutionSampler, Proposal
 from nas_mnist.study.storage import experimental
 from nas_mnist.training.loop import EpochResult
 from nas_mnist.training.recipe import Recipe
@@ -107,6 +109,37 @@ class Unpredicted(EvolutionSampler):
     n_learned = math.inf
 
 
+class ExpectedParents(EvolutionSampler):
+    """Ours, but the best are those of what was seen, less luck: three tenths of it is what the predictor expects."""
+
+    def propose(self, trials: list[FrozenTrial]) -> Proposal:
+        seen, self._best_first = self._best_first, lambda drawn: self._expected(seen(drawn))
+        try:
+            return super().propose(trials)
+        finally:
+            self._best_first = seen
+
+    def _expected(self, ranked: list[FrozenTrial]) -> list[FrozenTrial]:
+        if len(ranked) < self.n_learned:
+            return ranked
+        n, candidates = len(ranked), [self._tried[trial.number] for trial in ranked]
+        predictor = Predictor(candidates)
+        expected = np.array([predictor.expected(candidate) for candidate in candidates])
+        worth = 0.7 * norm.isf((np.arange(n) + 0.5) / n) + 0.3 * expected
+        return [ranked[i] for i in np.argsort(-worth, kind="stable")]
+
+
+class ReluToo(EvolutionSampler):
+    """And a mutation may go back to ReLU, as often as it changes any other of some seventeen parameters."""
+
+    def _mutation(self, parent: FrozenTrial) -> Proposal:
+        proposal = super()._mutation(parent)
+        activation = parent.params["activation"]
+        if self._rng.random() < 1.5 / 17:
+            activation = "relu" if activation == "hardswish" else "hardswish"
+        return replace(proposal, parameters={**proposal.parameters, "activation": activation})
+
+
 class LocalSearch(Unpredicted):
     """Mutations of the one best."""
 
@@ -152,6 +185,8 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "regularised evolution": partial(_ours, RegularisedEvolution),
     "evolution, no shares": partial(_ours, NoShares),
     "evolution, no predictor": partial(_ours, Unpredicted),
+    "evolution, ReLU too": partial(_ours, ReluToo),
+    "evolution, expected parents": partial(_ours, ExpectedParents),
     "evolution": partial(_ours, EvolutionSampler),
 }
 OURS = ("evolution", "rungs")
@@ -235,6 +270,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=list(SAMPLERS), metavar="NAME")
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--pruners", nargs="+", choices=list(PRUNERS), default=list(PRUNERS))
     parser.add_argument("--epochs", type=int, default=450, help="that a search may spend")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -248,7 +284,7 @@ def main() -> None:
     done = {(row["sampler"], row["pruner"], row["seed"]) for row in read(path) if row["n"] == n}
     for seed in range(options.repeats):
         for name in options.names:
-            for pruner in PRUNERS:
+            for pruner in options.pruners:
                 if (name, pruner, seed) not in done:
                     course = play(name, pruner, seed, options.epochs, predict)
                     append(path, [{"sampler": name, "pruner": pruner, "seed": seed, "n": n, "course": course}])
