@@ -78,7 +78,7 @@ def look(data_dir: Path) -> Machine:
         memory_bytes=psutil.virtual_memory().total,
         memory_limit=machine.memory_limit(),
         free_bytes=machine.free_bytes(),
-        workers_in_memory=machine.n_workers_in_memory(),
+        workers_in_memory=machine.n_workers_in_memory(on_gpu=torch.cuda.device_count() > 0),
         gpus=tuple(_gpus()),
         versions={"Python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         extras={extra.name: not extra.missing for extra in Extra},

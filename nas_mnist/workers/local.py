@@ -72,16 +72,16 @@ def plan_workers(
             f"{n_workers} workers make no sense on {n_cores} cores and {n_gpus} GPUs: choose 1 to {limit}", "workers"
         )
     if n_workers is None:
-        n_workers = _fitting_memory(default, say)
+        n_workers = _fitting_memory(default, say, on_gpu=n_gpus > 0)
     return [Worker(i, devices[i % len(devices)]) for i in range(n_workers)]
 
 
-def _fitting_memory(n_workers: int, say: Callable[[str], None]) -> int:
-    fitting = machine.n_workers_in_memory()
+def _fitting_memory(n_workers: int, say: Callable[[str], None], *, on_gpu: bool) -> int:
+    fitting = machine.n_workers_in_memory(on_gpu=on_gpu)
     if fitting < n_workers:
         say(
             f"{fitting} of {n_workers} workers: there are {machine.free_bytes() / 1e9:.1f} GB of memory for them, "
-            f"and each takes {machine.WORKER_BYTES / 1e9:.1f}"
+            f"and each takes {machine.worker_bytes(on_gpu=on_gpu) / 1e9:.1f}"
         )
     return min(fitting, n_workers)
 

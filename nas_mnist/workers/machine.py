@@ -1,13 +1,16 @@
 """What this machine has for workers, or what a container is given of it: processors and memory."""
 
 import platform
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 from loky import cpu_count
 
-WORKER_BYTES = 900_000_000  # PyTorch, the images and the maps of a batch
+SHARED_BYTES = 400_000_000  # of all workers together: PyTorch, the images
+FORKED_BYTES = 400_000_000  # of each: the maps of a batch; at the first start, the compiler
+WHOLE_BYTES = 900_000_000  # of one that has a GPU's context, or shares nothing
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 MEMBERSHIP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
@@ -17,9 +20,14 @@ def n_cores() -> int:
     return cpu_count()
 
 
-def n_workers_in_memory() -> int:
+def worker_bytes(*, on_gpu: bool) -> int:
+    """What a worker takes of its own. On macOS it is not forked, and shares nothing."""
+    return WHOLE_BYTES if on_gpu or sys.platform == "darwin" else FORKED_BYTES
+
+
+def n_workers_in_memory(*, on_gpu: bool) -> int:
     """How many workers there is memory for, one at least."""
-    return max(1, free_bytes() // WORKER_BYTES)
+    return max(1, (free_bytes() - SHARED_BYTES) // worker_bytes(on_gpu=on_gpu))
 
 
 def free_bytes() -> int:

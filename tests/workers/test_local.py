@@ -197,9 +197,9 @@ def test_default_is_one_worker_for_each_core_where_there_is_memory_for_them(monk
     monkeypatch.setattr(machine, "n_cores", lambda: 6)
     monkeypatch.setattr(machine, "free_bytes", lambda: 64 * 10**9)
     assert plan_workers(None, ["cpu"], said.append) == [Worker(i, "cpu") for i in range(6)] and not said
-    monkeypatch.setattr(machine, "free_bytes", lambda: 2_000_000_000)
+    monkeypatch.setattr(machine, "free_bytes", lambda: 1_300_000_000)
     assert plan_workers(None, ["cpu"], said.append) == TWO
-    assert said == ["2 of 6 workers: there are 2.0 GB of memory for them, and each takes 0.9"]
+    assert said == ["2 of 6 workers: there are 1.3 GB of memory for them, and each takes 0.4"]
     assert len(plan_workers(4, ["cpu"], said.append)) == 4 and len(said) == 1  # who says how many has them
     monkeypatch.setattr(machine, "free_bytes", lambda: 100)
     assert len(plan_workers(None, ["cpu"])) == 1

@@ -42,7 +42,7 @@ def test_without_control_groups_there_is_what_is_free(groups):
 def test_control_group_limits_the_memory(groups, membership, files):
     groups(membership, files)
     assert machine.free_bytes() == 3 * GIB  # the parent's own is not for workers
-    assert machine.n_workers_in_memory() == 3
+    assert machine.n_workers_in_memory(on_gpu=False) == 7 and machine.n_workers_in_memory(on_gpu=True) == 3
 
 
 def test_group_without_a_limit_changes_nothing(groups):
