@@ -1,7 +1,7 @@
-"""The two pictures of the README, drawn from the committed study: `python studies/pictures.py`
+"""The two pictures of the README, drawn from the committed studies: `python studies/pictures.py`
 
-The result: the winners on the test set, beside what was published of the networks that people designed. And a search
-as its terminal shows it: the first trials of the study `calibrated`, given to the display again as they happened.
+The result: what was found, on the test set, beside what was published of the networks that people designed. And a
+search as its terminal shows it: the first trials of the study `calibrated`, given to the display as they happened.
 """
 
 import shutil
@@ -18,7 +18,7 @@ from nas_mnist.stages import retrain
 from nas_mnist.stages.search import SearchBegan, SearchSettings
 from nas_mnist.stages.trial import EpochTrained, TrialEnded, TrialStarted
 from nas_mnist.study import studies
-from nas_mnist.study.records import TrialRecord
+from nas_mnist.study.records import TrialRecord, how_far
 from nas_mnist.study.storage import Storage
 from nas_mnist.task import MAX_PARAMS, TARGET_ACCURACY
 from nas_mnist.views.progress import SearchDisplay
@@ -26,7 +26,12 @@ from nas_mnist.views.tables import plus_minus
 from nas_mnist.workers.events import Worker
 
 CANONICAL = Path(__file__).with_name("canonical")
-WINNERS = {"soap": "winner of all studies", "canonical": "winner of the first, trained by SGD"}  # by study
+UNAIDED = Path(__file__).with_name("unaided")
+FOUND = (  # database, its study, what it is, colour
+    (UNAIDED / "unaided.db", "nas-mnist", "found unaided", "C0"),
+    (UNAIDED / "below-2000.db", "nas-mnist", "found unaided below 2,000", "C0"),
+    (CANONICAL / "canonical.db", "soap", "put in by hand, winner of three studies", "C2"),
+)
 REPLAYED, N_TRIALS = "calibrated", 6
 # Where names lie that would lie on others: shift in points, and which end of the name is there.
 LABELS = {"step-by-step": (2, 9, "right"), "lite-m4": (7, -11, "left"), "eva-drilldown": (-7, -3, "right")}
@@ -35,24 +40,25 @@ BESIDE = (7, -3, "left")
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:  # whoever opens the database writes to it
-        storage = Storage.parse(shutil.copy(CANONICAL / "canonical.db", folder))
-        draw_result(storage).savefig(CANONICAL / "result.png", dpi=130)
-        record_search(storage).save_svg(str(CANONICAL / "search.svg"), title="nas-mnist search --trials 100")
+        copies = {path: Storage.parse(shutil.copy(path, folder)) for path, *_ in FOUND}
+        draw_result(copies).savefig(CANONICAL / "result.png", dpi=130)
+        console = record_search(copies[CANONICAL / "canonical.db"])
+        console.save_svg(str(CANONICAL / "search.svg"), title="nas-mnist search --trials 100")
 
 
-def draw_result(storage: Storage) -> Figure:
-    """Test accuracy after the last epoch against parameters; mean ± SD of ten seeds for what was found here."""
+def draw_result(storages: dict[Path, Storage]) -> Figure:
+    """Test accuracy after the last epoch against parameters; mean ± SD between seeds for what was found here."""
     figure = Figure(figsize=(8.5, 4.6), layout="constrained")
     axes = figure.subplots()
     axes.axhline(100 * TARGET_ACCURACY, color="0.6", linewidth=1, linestyle="--")
     axes.axvline(MAX_PARAMS, color="0.6", linewidth=1, linestyle="--")
-    axes.annotate("the task: 99.4 % below 8,000", (90, 100 * TARGET_ACCURACY + 0.01), color="0.4", fontsize=8)
+    axes.annotate("the task: 99.4 % below 8,000", (2250, 100 * TARGET_ACCURACY + 0.01), color="0.4", fontsize=8)
     for name, system in ZOO.items():
         _draw_published(axes, name, system.n_parameters, system.published_accuracy, "^")
     for mark in MARKS:
         _draw_published(axes, mark.remark, mark.n_parameters, mark.accuracy, "*")
-    for color, (name, label) in zip(("C2", "C0"), WINNERS.items(), strict=True):
-        r = retrain.results(storage.open(), name)[0]
+    for path, name, label, color in FOUND:
+        r = retrain.results(storages[path].open(), name)[0]
         axes.errorbar(
             r.verdict.n_parameters, 100 * r.mean, 100 * r.standard_deviation, fmt="o", color=color, capsize=4, zorder=3,
             label=f"{label}: {100 * r.mean:.2f}{plus_minus(r.standard_deviation)} %, n = {len(r.runs)}",
@@ -95,10 +101,11 @@ def record_search(storage: Storage) -> Console:
         ended = i < N_TRIALS
         for epoch in record.epochs if ended else record.epochs[: 5 + i % 2]:
             clock.seconds += (epoch.train_seconds + epoch.eval_seconds) / len(workers)
-            display(worker, EpochTrained(trial.number, epoch))
+            display(worker, EpochTrained(trial.number, epoch, of=record.recipe.epochs))
         if ended:
-            accuracy = trial.value if trial.state == trial.state.COMPLETE else None
-            display(worker, TrialEnded(trial.number, False, len(record.epochs), accuracy))
+            is_complete = trial.state == trial.state.COMPLETE
+            accuracy, stopped = (trial.value, "") if is_complete else (None, how_far(trial))
+            display(worker, TrialEnded(trial.number, False, len(record.epochs), stopped, accuracy))
     console.print(display._render())
     return console
 

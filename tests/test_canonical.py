@@ -1,5 +1,6 @@
 """The committed studies, the solution, and what the READMEs say of them."""
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -58,6 +59,16 @@ def test_the_solution_is_the_first_seed_of_the_winner_and_does_what_was_recorded
     predict.check(CANONICAL / "solution")
     accuracy = predict.accuracy_on_test_set(CANONICAL / "solution", data_dir)
     assert accuracy == retrained.runs[0].accuracy >= TARGET_ACCURACY
+
+
+def test_pictures_of_the_readme_can_be_drawn_anew(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "studies")
+    pictures = importlib.import_module("pictures")
+    copies = {path: Storage.parse(shutil.copy(path, tmp_path)) for path, *_ in pictures.FOUND}
+    (axes,) = pictures.draw_result(copies).axes
+    told = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert {"found unaided: 99.58 ± 0.06 %, n = 10", "found unaided below 2,000: 99.42 ± 0.07 %, n = 5"} < set(told)
+    assert "6/100" in pictures.record_search(copies[CANONICAL / "canonical.db"]).export_text()
 
 
 @pytest.mark.parametrize(("name", "n_seeds"), [("unaided.db", 10), ("below-2000.db", 5)])
