@@ -276,7 +276,7 @@ def _batches(images: Images) -> Iterator[Tensor]:
 
 def _check_logits(name: str, logits: Tensor, judged: Judged) -> None:
     difference = (logits - judged.logits).abs().max().item()
-    if not difference <= TOLERANCE or not torch.equal(logits.argmax(1), judged.predictions):
+    if not difference <= TOLERANCE:  # two that are closer than that may change places: it is a tie
         raise SolutionError(
             f"{name} must give the network's logits within {TOLERANCE:g}; they differ by {difference:.2g}"
         )

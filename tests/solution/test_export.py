@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from PIL import Image
 
 from nas_mnist.data.images import load_test
@@ -68,7 +69,7 @@ sys.exit(model.main(sys.argv[2:]))
 
 
 def run_model(solution, *arguments):
-    command = [sys.executable, "-c", _ONLY_TORCH, str(solution), *map(str, arguments)]
+    command = [sys.executable, "-B", "-c", _ONLY_TORCH, str(solution), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -163,6 +164,17 @@ def test_foreign_file_in_an_earlier_solution_is_not_lost(solution, retrained, da
     assert (out / "notes.txt").read_text() == "mine"
     (out / "notes.txt").unlink()
     export.check_place(out, True)
+
+
+def test_logits_are_held_to_the_networks_and_a_tie_may_be_broken_otherwise(images):
+    logits = torch.zeros(1, 10)
+    logits[0, 3], logits[0, 5] = 1.0, 1.0 + 2e-6
+    judged = export.Judged(images, logits)
+    export._check_logits("it", logits + torch.eye(10)[3] * 4e-6, judged)
+    with pytest.raises(SolutionError, match=r"within 0\.0001; they differ by 0\.0002"):
+        export._check_logits("it", logits + 2e-4, judged)
+    with pytest.raises(SolutionError, match="nan"):
+        export._check_logits("it", logits * float("nan"), judged)
 
 
 def test_folder_that_appeared_meanwhile_is_not_overwritten(tmp_path):
