@@ -85,6 +85,8 @@ def test_images_are_mapped_not_copied(data_dir, images):
 def test_many_processes_may_unpack_at_once(tmp_path):
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         pool.map(partial(_prepare, tmp_path), range(3))
+        pool.close()
+        pool.join()  # ended by a signal, a process whose coverage is measured may hang
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mnist", "mnist.lock"]
     assert len(load_test(tmp_path)) == 10_000
 
