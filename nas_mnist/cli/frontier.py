@@ -11,10 +11,8 @@ from nas_mnist.cli.options import (
     add_storage,
     add_workers,
     at_least,
-    data_dir_of,
-    dataset_asked,
     names,
-    storage_of,
+    study_asked,
     workers_of,
 )
 from nas_mnist.task import MAX_EPOCHS
@@ -82,13 +80,7 @@ def _frontier(arguments) -> int:
 
     if arguments.out:
         tables.check_figure_path(arguments.out)
-    common = {
-        "storage": storage_of(arguments),
-        "study_name": arguments.study,
-        "train_images": arguments.train_images,
-        "data_dir": data_dir_of(arguments),
-        "dataset": dataset_asked(arguments),
-    }
+    common = study_asked(arguments)
     settings = frontier.FrontierSettings(
         search.SearchSettings(**common, n_trials=arguments.trials, epochs=arguments.epochs),
         confirm.ConfirmSettings(**common, top=arguments.top, n_folds=arguments.folds),

@@ -16,6 +16,7 @@ from nas_mnist.cli.options import (
     data_dir_of,
     dataset_asked,
     storage_of,
+    study_asked,
     workers_of,
 )
 from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
@@ -200,14 +201,10 @@ def _baselines(arguments) -> int:
     from nas_mnist.views import progress, tables
 
     settings = baselines.BaselineSettings(
-        storage=storage_of(arguments),
-        study_name=arguments.study,
+        **study_asked(arguments),
         names=tuple(arguments.names) or tuple(baselines.ZOO),
         n_seeds=arguments.seeds,
         epochs=arguments.epochs,
-        train_images=arguments.train_images,
-        data_dir=data_dir_of(arguments),
-        dataset=dataset_asked(arguments),
     )
     workers = workers_of(arguments)
     with progress.RunDisplay(Console(stderr=arguments.json)) as on_event:

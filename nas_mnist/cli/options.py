@@ -4,6 +4,7 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 from nas_mnist.data.datasets import DATASETS, MNIST
 from nas_mnist.errors import shown
@@ -143,6 +144,17 @@ def dataset_of(storage, study_name: str, arguments):
     from nas_mnist.study import studies
 
     return studies.dataset_of(storage, study_name, DATASETS.get(arguments.dataset))
+
+
+def study_asked(arguments) -> dict[str, Any]:
+    """Where the study is and what data it is of, as every stage's settings have it, for one that may be begun here."""
+    return {
+        "storage": storage_of(arguments),
+        "study_name": arguments.study,
+        "train_images": arguments.train_images,
+        "data_dir": data_dir_of(arguments),
+        "dataset": dataset_asked(arguments),
+    }
 
 
 def place_of(arguments) -> str:

@@ -11,10 +11,8 @@ from nas_mnist.cli.options import (
     add_storage,
     add_workers,
     at_least,
-    data_dir_of,
-    dataset_asked,
     place_of,
-    storage_of,
+    study_asked,
     workers_of,
 )
 from nas_mnist.errors import DeviceError
@@ -108,19 +106,15 @@ def _search(arguments) -> int:
     from nas_mnist.workers.events import tee
 
     settings = search.SearchSettings(
-        storage=storage_of(arguments),
-        study_name=arguments.study,
+        **study_asked(arguments),
         n_trials=arguments.trials,
         max_params=arguments.max_params,
         limits=Limits(arguments.max_macs, arguments.max_ram),
         epochs=arguments.epochs,
-        train_images=arguments.train_images,
-        data_dir=data_dir_of(arguments),
         optimizer=arguments.optimizer,
         sampler=arguments.sampler,
         seed=arguments.seed,
         prune=arguments.prune,
-        dataset=dataset_asked(arguments),
         warm_start=arguments.warm_start,
         keep_weights=arguments.keep_weights,
     )

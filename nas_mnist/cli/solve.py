@@ -10,9 +10,8 @@ from nas_mnist.cli.options import (
     add_storage,
     add_workers,
     at_least,
-    data_dir_of,
     dataset_asked,
-    storage_of,
+    study_asked,
 )
 from nas_mnist.data.datasets import MNIST
 from nas_mnist.errors import StudyError
@@ -91,13 +90,7 @@ def _settings(arguments):
     from nas_mnist.stages.confirm import ConfirmSettings
     from nas_mnist.stages.search import SearchSettings
 
-    common = {
-        "storage": storage_of(arguments),
-        "study_name": arguments.study,
-        "train_images": arguments.train_images,
-        "data_dir": data_dir_of(arguments),
-        "dataset": dataset_asked(arguments),
-    }
+    common = study_asked(arguments)
     return SolveSettings(
         SearchSettings(**common, n_trials=arguments.trials, max_params=arguments.max_params, epochs=arguments.epochs),
         ConfirmSettings(**common, top=arguments.top, n_folds=arguments.folds),

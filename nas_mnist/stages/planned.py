@@ -48,7 +48,7 @@ class Queue(Generic[Run]):
 
     def wants(self, trial: FrozenTrial) -> bool:
         """Whether the trial stands for one of these runs."""
-        return bool(planned_values(trial)) and self.kind.of(trial) in self.runs
+        return any(run in self.runs for run, _ in runs_of(self.kind, [trial]))
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _finished(study: optuna.Study, queue: Queue[Run]) -> list[FrozenTrial]:
 
 def runs_of(kind: type[Run], trials: Iterable[FrozenTrial]) -> list[tuple[Run, FrozenTrial]]:
     """Each trial that stands for a run, behind that run."""
-    return [(kind.of(trial), trial) for trial in trials if planned_values(trial)]
+    return [(kind(**values), trial) for trial in trials if (values := planned_values(trial))]
 
 
 def _work(
