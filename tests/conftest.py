@@ -8,11 +8,11 @@ from pathlib import Path
 import postgresql
 import pytest
 import torch
-from loky import cpu_count
 
 from nas_mnist.data.folds import search_split
 from nas_mnist.data.images import load_test, load_train
 from nas_mnist.data.unpacking import prepare
+from nas_mnist.workers.machine import n_cores
 
 torch.set_num_threads(1)
 # A shell starts background jobs with Ctrl-C ignored, and whatever they start inherits that; the tests send it for real.
@@ -25,7 +25,7 @@ SLOW = [f"test_{name}.py" for name in ("ray_cluster", "faults", "main", "many_ma
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_auto_num_workers():
     """One process more than there are cores: some tests wait, for a signal, a server or a lock."""
-    return cpu_count() + 1
+    return n_cores() + 1
 
 
 def pytest_collection_modifyitems(items):
