@@ -47,7 +47,7 @@ def signal(trial: FrozenTrial, rung: int | None) -> float | None:
         return None
     if rung == SHORT_RUN:
         short_run = short_run_of(trial)
-        loss = short_run[-1].eval_loss if len(short_run) == SHORT_EPOCHS else None
+        loss = short_run[-1].eval_loss if short_run and short_run[-1].number == SHORT_EPOCHS else None
     else:
         epochs = epochs_of(trial)
         loss = epochs[rung - 1].averaged_loss if rung <= len(epochs) else None

@@ -120,13 +120,14 @@ def epochs_of(trial: FrozenTrial | optuna.Trial) -> tuple[EpochResult, ...]:
 
 
 def short_run_of(trial: FrozenTrial | optuna.Trial) -> tuple[EpochResult, ...]:
-    """The result of each epoch of the short run so far."""
+    """What a short run came to: its last epoch, alone or, as once, behind those before it."""
     return tuple(epoch_from(values) for values in trial.user_attrs.get("short_run", ()))
 
 
 def n_epochs(trial: FrozenTrial) -> int:
     """Epochs that were trained for this trial, those of its short run counted in."""
-    return len(trial.user_attrs.get("short_run", ())) + sum(step > 0 for step in trial.intermediate_values)
+    short_run = short_run_of(trial)
+    return (short_run[-1].number if short_run else 0) + sum(step > 0 for step in trial.intermediate_values)
 
 
 def how_far(trial: FrozenTrial) -> str:
@@ -165,8 +166,8 @@ def write_excess(trial: optuna.Trial, n_parameters: int, max_params: int, others
             trial.set_constraint(name, excess)
 
 
-def write_short_run(trial: optuna.Trial, epochs: Sequence[EpochResult]) -> None:
-    _write(trial, short_run=[asdict(epoch) for epoch in epochs], seconds=_seconds(epochs))
+def write_short_run(trial: optuna.Trial, end: EpochResult) -> None:
+    _write(trial, short_run=[asdict(end)], seconds=_seconds([end]))
 
 
 def write_epochs(trial: optuna.Trial, epochs: Sequence[EpochResult]) -> None:

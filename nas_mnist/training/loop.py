@@ -21,7 +21,10 @@ from nas_mnist.training.steps import Steps, make_steps
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One epoch: losses in nats, accuracies as fractions; those of training are of augmented images, with dropout."""
+    """One epoch: losses in nats, accuracies as fractions; those of training are of augmented images, with dropout.
+
+    Its seconds are also those of the epochs before it that were not judged.
+    """
 
     number: int  # from 1
     train_loss: float
@@ -43,8 +46,9 @@ def train(
     *,
     seed: int,
     averaged_epochs: Collection[int] = (),
+    judged_every: int = 1,
 ) -> Iterator[EpochResult]:
-    """Train the network in place on the device it is on; yield one result an epoch.
+    """Train the network in place on the device it is on; yield one result an epoch, or every `judged_every` epochs.
 
     Batches, augmentation and dropout are drawn from one generator seeded with `seed`; the images are on the network's
     device. After `averaged_epochs` the averaged weights are validated too. Raises `TrainingDiverged` at the end of an
@@ -57,8 +61,8 @@ def train(
     averaged = AveragedWeights(network) if averaged_epochs else None
     known_rates = rates if is_trusted(device) else None
     steps = make_steps(network, recipe, train_images, generator, known_rates)
+    start = time.perf_counter()
     for number in range(1, recipe.epochs + 1):
-        start = time.perf_counter()
         own_rates = rates[(number - 1) * n_steps : number * n_steps]
         positions = torch.randperm(len(train_images), generator=generator, device=device)
         positions = positions[: n_steps * recipe.batch_size]  # without a last batch of one image
@@ -66,6 +70,8 @@ def train(
         train_loss, train_accuracy = loss_sum / len(positions), n_correct / len(positions)
         if not math.isfinite(train_loss):
             raise TrainingDiverged(f"the training loss was {train_loss} in epoch {number}: lower the learning rate")
+        if number % judged_every:
+            continue
         if recipe.recalibrated:
             recalibrate(network, train_images)
         trained = time.perf_counter()
@@ -86,6 +92,7 @@ def train(
             averaged_loss=of_averaged[0],
             averaged_accuracy=of_averaged[1],
         )
+        start = time.perf_counter()
 
 
 def _run(

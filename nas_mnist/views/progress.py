@@ -71,9 +71,10 @@ class SearchDisplay:
             case TrialStarted():
                 self._lines[worker.index] = _Line(event)
             case EpochTrained(epoch=epoch):
-                self._epochs_here += 1
                 line = self._lines[worker.index]
-                line.trained, line.n_epochs = event, line.n_epochs + 1
+                n = epoch.number - (line.trained.epoch.number if line.trained and line.trained.of == event.of else 0)
+                self._epochs_here += n
+                line.trained, line.n_epochs = event, line.n_epochs + n
                 if self._verbose:
                     self._say(
                         f"  trial {event.trial}: {_epoch(event, self._settings)}, {epoch.eval_accuracy:.2%}, "

@@ -220,7 +220,7 @@ def _train(trial: optuna.Trial, worth: float, rng: np.random.Generator) -> tuple
     for rung in sorted(RUNGS) if pruned else ():
         loss = math.exp(-seen[rung])
         if rung == SHORT_RUN:
-            write_short_run(trial, [*blank[: SHORT_EPOCHS - 1], replace(blank[SHORT_EPOCHS - 1], eval_loss=loss)])
+            write_short_run(trial, replace(blank[SHORT_EPOCHS - 1], eval_loss=loss))
         else:
             write_epochs(trial, [*blank[: rung - 1], replace(blank[rung - 1], averaged_loss=loss)])
         trial.report(0.0, rung)

@@ -92,11 +92,11 @@ def test_live_display_tells_a_short_run_from_the_long_one():
     console = new_console()
     with SearchDisplay(console, SETTINGS, WORKERS, quiet=False, verbose=False) as display:
         display(WORKERS[1], TrialStarted(3, LINE, 777))
-        display(WORKERS[1], epoch(3, 2, accuracy=0.9355, of=3))
+        display(WORKERS[1], epoch(3, 3, accuracy=0.9355, of=3))
         short = frame(console, display._live).splitlines()[2]
         display(WORKERS[1], epoch(3, 1, accuracy=0.9111))
         long = frame(console, display._live).splitlines()[2]
-    assert re.search(r"trial 3 +short run, 2/3 +93.55%", short) and re.search(r"trial 3 +epoch 1/5 +91.11%", long)
+    assert re.search(r"trial 3 +short run, 3/3 +93.55%", short) and re.search(r"trial 3 +epoch 1/5 +91.11%", long)
 
 
 def test_live_display_leaves_only_the_lines_of_finished_trials():
