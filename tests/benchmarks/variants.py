@@ -15,7 +15,7 @@ from nas_mnist.model.architecture import N_CLASSES
 
 @dataclass(frozen=True)
 class Step:
-    """One layer of a variant: a convolution (c, d), a pool (M), the global pool (G)."""
+    """One layer of a variant: a convolution (c, d), shifts and a pointwise one (s), a pool (M), the global pool (G)."""
 
     kind: str
     channels: int = 0
@@ -104,6 +104,8 @@ class Layer(nn.Module):
             if variant.expand > 1:
                 wide = variant.expand * n
                 self.pointwise = nn.ModuleList([nn.Sequential(Conv(n_in, wide, 1), Conv(wide, n, 1))])
+        elif step.kind == "s":
+            self.conv = Conv(n_in, n, 1)
         else:
             self.conv = self._branched(Conv(n_in, n, *size))
         self.norms = nn.ModuleList(Norm(n) for _ in range(times if step.norm else 0))
@@ -128,7 +130,7 @@ class Layer(nn.Module):
             parts = [conv(part) for conv, part in zip(self.pointwise, x.chunk(self.groups), strict=True)]
             x = parts[0] if self.groups == 1 else torch.stack(parts, 1).flatten(0, 1)
         else:
-            x = self.conv(x)
+            x = self.conv(shifted(x, self.step.padding) if self.step.kind == "s" else x)
         if not self.step.norm:
             return x
         x = self.norms[i](x)
@@ -141,6 +143,14 @@ class Layer(nn.Module):
             weights = 2 * (means[:-2] * a[0] + means[1:-1] * a[1] + means[2:] * a[2]).sigmoid()
             x = x * weights[:, None, None]
         return x
+
+
+def shifted(x: Tensor, padding: int) -> Tensor:
+    """A ninth of the channels moved to each neighbour, one stays: B. Wu et al., Shift, 2018, arXiv 1711.08141."""
+    x = F.pad(x, (0, 0, padding, padding, padding, padding))
+    h, w = x.shape[1] - 2, x.shape[2] - 2
+    places = [(1, 1), (0, 1), (1, 0), (2, 1), (1, 2), (0, 0), (2, 2), (0, 2), (2, 0)]  # the middle, cross, corners
+    return torch.cat([part[:, i : i + h, j : j + w] for part, (i, j) in zip(x.tensor_split(9), places, strict=True)])
 
 
 def fit(source: Tensor, like: Tensor) -> Tensor:
@@ -164,7 +174,7 @@ class Net(nn.Module):
         n = 1
         widths: list[int] = []
         for i, step in enumerate(variant.steps):
-            if step.kind in "cd":
+            if step.kind in "cds":
                 n_in = n + (variant.concat and n > 1 and step.kernel > 1)
                 if variant.steps[i - 1].kind == "G" and i == len(variant.steps) - 1:
                     n_in = {"mean": n, "both": 2 * n, "all": sum(widths)}[variant.head]
@@ -279,6 +289,7 @@ def steps(line: str) -> tuple[Step, ...]:
 
 
 BASES = {
+    1000: "c6 d6 M c7k1- d7 d7 d10 d10 c10k1- G",
     2000: "c9 c7k1 M d10 d14 d18 d24 G c10k1-",
     8000: "c20 d24 d44 M c22k1- d24 d36 d44 G c10k1-",
 }
@@ -291,6 +302,15 @@ def k5(line: str) -> str:
 
 def padded(line: str) -> str:
     return " ".join(t + "p1" if t[0] in "cd" and "k1" not in t else t for t in line.split())
+
+
+def shift(line: str) -> str:
+    return line.replace(" d", " s")
+
+
+def shift_twice(line: str) -> str:
+    """Each of them twice, the first padded."""
+    return " ".join(f"s{t[1:]}p1 s{t[1:]}" if t[0] == "d" else t for t in line.split())
 
 
 SHARED = {2000: "c9 c7k1 M d20 d20*3 G c10k1-", 8000: "c20 d24 d44 M c22k1- d40 d40*2 G c10k1-"}
@@ -323,6 +343,8 @@ WAYS = {
     "hardswish, skip": Way({"activation": "hardswish", "skip": True}),
     "hardswish, eca": Way({"activation": "hardswish", "attention": True}),
     "hardswish, shared": Way({"activation": "hardswish"}, lines=SHARED),
+    "hardswish, shift": Way({"activation": "hardswish"}, line=shift),
+    "hardswish, shift twice": Way({"activation": "hardswish"}, line=shift_twice),
     "inner norm alone": Way({"inner": "norm"}),
     "nothing inside": Way({"inner": "nothing"}),
     "depthwise 5": Way(line=k5),

@@ -1,0 +1,135 @@
+"""Which recipe suits which size: batch, rate and augmentation, in pairs with what is usual, on folds of a confirmation.
+
+    python tests/benchmarks/recipes.py train [--workers 2] [--pairs 2] [--sizes 1000 2000 …] [WAY …]
+    python tests/benchmarks/recipes.py table
+
+A pair is a fold and a seed. `studies/structures/recipes.jsonl` is only ever added to: `train` goes on where it was cut.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from jobs import append, claim, read, run_all
+from scipy.stats import ttest_1samp
+from structures import FOLDER, error_text
+
+from nas_mnist.data.folds import CONFIRM_PARTITION, fold
+from nas_mnist.data.images import Images, load_train
+from nas_mnist.data.unpacking import default_data_dir, prepare
+from nas_mnist.model.architecture import parse
+from nas_mnist.model.network import build
+from nas_mnist.study.space import reference_recipe
+from nas_mnist.training.augmentation import Augmentation
+from nas_mnist.training.evaluation import final_accuracy
+from nas_mnist.training.loop import train
+from nas_mnist.training.recipe import Recipe
+from nas_mnist.views.tables import markdown_table
+
+DATA = FOLDER / "recipes.jsonl"
+LINES = {
+    500: "c4 d4 M d5 d5 d5 c10k1- G | hardswish",
+    1000: "c6 d6 M c7k1- d7 d7 d10 d10 c10k1- G | hardswish",
+    2000: "c11p1 M c11k1- d12p1 d14p1 d13p1 d14p1 G c16k1 c10k1- | hardswish",
+    4000: "c10 M c10 c10 c10 c10 G c10k1- | hardswish",
+    8000: "c15 M c14 c14 c15 c14 G c10k1- | hardswish",
+}
+USUAL = "64, 0.01, 1"
+BATCHES, RATES, STRENGTHS = (64, 32, 16), (0.01, 0.014, 0.02, 0.03, 0.04), (1.0, 0.75, 0.5, 0.25)
+WAYS = [f"{batch}, {rate:g}, {strength:g}" for batch in BATCHES for rate in RATES for strength in STRENGTHS]
+
+
+def recipe_of(way: str) -> Recipe:
+    """Images a batch, the learning rate, and the augmentation's strength, times what is usual."""
+    batch, rate, strength = map(float, way.split(", "))
+    usual = reference_recipe()
+    augmentation = Augmentation(**{name: strength * value for name, value in asdict(Augmentation()).items()})
+    return replace(usual, batch_size=int(batch), learning_rate=rate, augmentation=augmentation)
+
+
+@dataclass(frozen=True)
+class Job:
+    size: int
+    way: str
+    pair: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.size}/{self.way}/{self.pair}"
+
+
+def run(job: Job, images: Images) -> dict[str, Any]:
+    split = fold(images, job.pair, partition=CONFIRM_PARTITION)
+    seed, start = 100 + job.pair, time.process_time()
+    network = build(parse(LINES[job.size]), seed=seed)
+    epochs = list(train(network, recipe_of(job.way), split.train, split.val, seed=seed))
+    return {
+        **asdict(job), "loss": round(epochs[-1].eval_loss, 5),
+        "acc": round(final_accuracy([epoch.eval_accuracy for epoch in epochs]), 5),
+        "train": round(epochs[-1].train_loss, 5), "s": round(time.process_time() - start, 1),
+    }  # fmt: skip
+
+
+def work(jobs: list[Job]) -> None:
+    torch.set_num_threads(1)
+    images = load_train(default_data_dir())
+
+    def done() -> set[str]:
+        return {Job(row["size"], row["way"], row["pair"]).key for row in read(DATA)}
+
+    while job := claim(FOLDER, lambda: jobs, done):
+        row = run(job, images)
+        append(DATA, [row])
+        print(row, flush=True)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Differences to what is usual, of the same fold and seed: loss in thousandths, accuracy in points, ± error."""
+    of = {(r["size"], r["way"], r["pair"]): r for r in rows}
+    header = ("below", "batch, rate, augmentation", "n", "loss, thousandths", "p", "accuracy, points", "training loss")
+    body = []
+    for size, way in sorted(dict.fromkeys((s, w) for s, w, _ in of), key=lambda key: (key[0], key[1] != USUAL, key[1])):
+        own = [(r, of[size, USUAL, p]) for (s, w, p), r in of.items() if (s, w) == (size, way) and (s, USUAL, p) in of]
+        if not own:
+            continue
+        usual = way == USUAL
+        losses = [1000 * (r["loss"] - (0 if usual else before["loss"])) for r, before in own]
+        accuracies = [100 * (r["acc"] - (0 if usual else before["acc"])) for r, before in own]
+        sign = "" if usual else "+"
+        body.append(
+            (
+                f"{size:,}",
+                way,
+                str(len(own)),
+                f"{statistics.mean(losses):{sign}.1f}{error_text(losses, 1)}",
+                "" if usual or len(own) < 2 else f"{ttest_1samp(losses, 0).pvalue:.3f}",
+                f"{statistics.mean(accuracies):{sign}.2f}{error_text(accuracies, 2)}",
+                f"{statistics.mean(r['train'] for r, _ in own):.3f}",
+            )
+        )
+    return markdown_table(header, body, "ll" + "r" * (len(header) - 2))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("train", "table"))
+    parser.add_argument("ways", nargs="*", metavar="WAY", help=f"such as '{USUAL}'")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=2)
+    parser.add_argument("--sizes", type=int, nargs="+", choices=list(LINES), default=list(LINES))
+    arguments = parser.parse_args()
+    if arguments.command == "table":
+        print(table(read(DATA)))
+        return
+    prepare(default_data_dir())
+    ways = arguments.ways or WAYS
+    jobs = [Job(size, way, pair) for pair in range(arguments.pairs) for way in ways for size in arguments.sizes]
+    sys.exit(not run_all(work, [(jobs,)] * arguments.workers))
+
+
+if __name__ == "__main__":
+    main()
