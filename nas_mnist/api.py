@@ -62,7 +62,8 @@ def train(
     validates on the held-out fold; without a recipe as a warm start does. Raises `TrainingDiverged`.
     """
     split = _search_split(network, dataset, data_dir, train_images)
-    return loop.train(network, recipe or reference_recipe(), split.train, split.val, seed=seed)
+    recipe = recipe or reference_recipe(size=network.architecture.n_parameters)
+    return loop.train(network, recipe, split.train, split.val, seed=seed)
 
 
 def evaluate(
@@ -282,7 +283,7 @@ def _chosen(
     if trial is not None:
         raise ValueError("one network is trained: give a trial or an architecture")
     resolved = zoo.resolve(architecture) if isinstance(architecture, str) else architecture
-    return Chosen(Candidate(resolved, recipe or reference_recipe()))
+    return Chosen(Candidate(resolved, recipe or reference_recipe(size=resolved.n_parameters)))
 
 
 def _dataset(name: str) -> Dataset:

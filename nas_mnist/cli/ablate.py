@@ -120,5 +120,7 @@ def _rows(arguments, storage):
     if arguments.solution:
         return ablate.changes(predict.candidate(arguments.solution))
     if arguments.architecture:
-        return ablate.changes(Candidate(zoo.resolve(arguments.architecture), reference_recipe(epochs=epochs)))
+        architecture = zoo.resolve(arguments.architecture)
+        recipe = reference_recipe(epochs=epochs, size=architecture.n_parameters)
+        return ablate.changes(Candidate(architecture, recipe))
     return ablate.changes(retrain.choose(storage, arguments.study, arguments.trial).candidate)

@@ -151,5 +151,6 @@ def _chosen(arguments, storage):
         if arguments.epochs:
             raise StudyError("a trial is retrained with its own recipe: leave out --epochs, or give --architecture")
         return retrain.choose(storage, arguments.study, arguments.trial)
-    recipe = reference_recipe(epochs=arguments.epochs or MAX_EPOCHS)
-    return retrain.Chosen(Candidate(zoo.resolve(arguments.architecture), recipe))
+    architecture = zoo.resolve(arguments.architecture)
+    recipe = reference_recipe(epochs=arguments.epochs or MAX_EPOCHS, size=architecture.n_parameters)
+    return retrain.Chosen(Candidate(architecture, recipe))

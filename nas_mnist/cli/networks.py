@@ -140,7 +140,7 @@ def _find_lr(arguments) -> int:
     plan_workers(1, [arguments.device])
     prepare(data_dir_of(arguments), dataset_asked(arguments))
     images = search_split(load_train(data_dir_of(arguments), dataset_asked(arguments))).train
-    recipe = space.reference_recipe(arguments.optimizer)
+    recipe = space.reference_recipe(arguments.optimizer, size=architecture.n_parameters)
     steps = lr_finder.range_test(architecture, recipe, images, rates, seed=arguments.seed, device=arguments.device)
     progress = Console(stderr=True)
     curve = lr_finder.fit(

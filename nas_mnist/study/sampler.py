@@ -22,6 +22,7 @@ from nas_mnist.study import space
 from nas_mnist.study.predictor import Predictor
 from nas_mnist.study.records import origin_attributes
 from nas_mnist.study.space import Candidate, Parameters
+from nas_mnist.training.recipe import Recipe
 
 N_RANDOM = 20  # draws before the first mutation
 RANDOM_SHARE = 0.1  # of the draws after these
@@ -56,8 +57,8 @@ class EvolutionSampler(BaseSampler):
     """Mutations of the best trials so far, among random draws of which every kind of network has its share.
 
     Of several proposals the one is made of which a predictor, fitted to what was tried, hopes most. `to_candidate` says
-    what parameters come to: a draw that comes to a network that was tried before is drawn again. `best_first` says
-    which trials are good, those that were stopped among them.
+    what parameters come to: a draw that comes to a network that was tried before is drawn again. Random draws are
+    trained about as `recipe` says. `best_first` says which trials are good, those that were stopped among them.
     """
 
     n_learned = N_LEARNED
@@ -66,10 +67,12 @@ class EvolutionSampler(BaseSampler):
         self,
         ranges: Mapping[str, BaseDistribution],
         to_candidate: Callable[[Parameters], Candidate],
+        recipe: Recipe,
         best_first: BestFirst,
         seed: int,
     ):
         self._ranges, self._to_candidate, self._best_first = dict(ranges), to_candidate, best_first
+        self._recipe = recipe
         self._rng = np.random.default_rng(seed)
         self._tried: dict[int, Candidate] = {}  # by the number of the trial
         self._networks: set[Architecture] = set()  # of these
@@ -141,9 +144,9 @@ class EvolutionSampler(BaseSampler):
         fewest = min(drawn.count(k) for k in KINDS)
         least = [k for k in KINDS if drawn.count(k) == fewest]
         wanted = least[self._rng.integers(len(least))]
-        parameters = draw(self._ranges, self._rng)
+        parameters = draw(self._ranges, self._recipe, self._rng)
         while kind(parameters) != wanted:
-            parameters = draw(self._ranges, self._rng)
+            parameters = draw(self._ranges, self._recipe, self._rng)
         return Proposal(parameters, "random")
 
     def _mutation(self, parent: FrozenTrial) -> Proposal:
@@ -171,8 +174,8 @@ def kind(parameters: Parameters) -> Kind:
     return any(parameters[f"separable_{b}"] for b in blocks), parameters["blocks"]
 
 
-def draw(ranges: Mapping[str, BaseDistribution], rng: np.random.Generator) -> Parameters:
-    """A random point that uses the whole budget: of the kinds evenly, widths near the law, the reference recipe."""
+def draw(ranges: Mapping[str, BaseDistribution], recipe: Recipe, rng: np.random.Generator) -> Parameters:
+    """A random point that uses the whole budget: of the kinds evenly, widths near the law, about this recipe."""
     parameters = {name: _draw_evenly(distribution, rng) for name, distribution in ranges.items()}
     while sum(parameters[f"convs_{b}"] for b in range(1, parameters["blocks"] + 1)) not in DRAWN_CONVS:
         parameters |= {name: _draw_evenly(d, rng) for name, d in ranges.items() if name.startswith("convs")}
@@ -180,13 +183,11 @@ def draw(ranges: Mapping[str, BaseDistribution], rng: np.random.Generator) -> Pa
         if "width" in name:
             parameters[name] = _clip(distribution, exp(rng.normal(log(TYPICAL.get(name, 1.0)), DRAWN_SPREAD)))
         elif name in ("learning_rate", "weight_decay"):
-            middle = (log(distribution.low) + log(distribution.high)) / 2
-            parameters[name] = _clip(distribution, exp(rng.normal(middle, DRAWN_SPREAD)))
+            parameters[name] = _clip(distribution, exp(rng.normal(log(getattr(recipe, name)), DRAWN_SPREAD)))
     parameters["growth"] = _clip(ranges["growth"], exp(rng.normal(log(DRAWN_GROWTH), GROWTH_SPREAD)))
     return parameters | {
         "padding": int(rng.random() < PADDED_SHARE),
         "dropout": 0.0,
-        "batch_size": space.RECIPE.batch_size,
         **DECIDED,
     }
 
@@ -209,7 +210,7 @@ def _used(parameters: Parameters) -> list[str]:
     blocks = range(1, parameters["blocks"] + 1)
     structure = [f"{name}_{b}" for b in blocks for name in ("convs", "separable")]
     others = ("blocks", "growth", "transition", "head", "padding")
-    recipe = ("dropout", "learning_rate", "batch_size", "weight_decay")
+    recipe = ("dropout", "learning_rate", "weight_decay")
     return [*space.used_widths(parameters), *structure, *others, *recipe]
 
 

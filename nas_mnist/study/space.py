@@ -40,7 +40,7 @@ from nas_mnist.model.architecture import (
     parse,
 )
 from nas_mnist.study import stored
-from nas_mnist.task import MAX_EPOCHS
+from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS
 from nas_mnist.training.recipe import Optimizer, Recipe
 
 MAX_BLOCKS, MAX_CONVS = 3, 4
@@ -58,6 +58,7 @@ LEARNING_RATES = {"sgd": (0.04, 0.25), "adamw": (0.003, 0.017), "soap": (0.004, 
 # SGD adds the decay to the gradient; the others take it times the learning rate from the weights.
 WEIGHT_DECAYS = {"sgd": (6e-5, 1.6e-3), "adamw": (0.002, 0.05), "soap": (0.002, 0.05)}
 # What no parameter says, and where the parameters begin.
+SMALL = 3000  # parameters: what has fewer is trained otherwise, see `reference_recipe`
 RECIPE = Recipe(batch_size=64, optimizer="soap", learning_rate=0.01, weight_decay=0.01, recalibrated=True)
 
 Parameters = dict[str, Any]
@@ -81,10 +82,21 @@ class Candidate:
         return Candidate(parse(values["architecture"]), stored.read(values["recipe"]))
 
 
-def reference_recipe(optimizer: Optimizer = RECIPE.optimizer, epochs: int = MAX_EPOCHS) -> Recipe:
-    """What a warm start is trained with: the middle of the ranges of learning rate and weight decay."""
+def reference_recipe(
+    optimizer: Optimizer = RECIPE.optimizer, epochs: int = MAX_EPOCHS, size: int = MAX_PARAMS
+) -> Recipe:
+    """What suits a network of about `size` parameters: warm starts are trained with it, random draws keep near it.
+
+    Learning rate and weight decay are in the middle of their ranges. A small network does not get far enough in 15
+    epochs, and strong augmentation takes of the little that it can hold: under SOAP it has twice the rate, batches half
+    as large and half the augmentation. `studies/README.md` has the figures.
+    """
     rate, decay = (sqrt(low * high) for low, high in (LEARNING_RATES[optimizer], WEIGHT_DECAYS[optimizer]))
-    return replace(RECIPE, optimizer=optimizer, epochs=epochs, learning_rate=rate, weight_decay=decay)
+    recipe = replace(RECIPE, optimizer=optimizer, epochs=epochs, learning_rate=rate, weight_decay=decay)
+    if size >= SMALL or optimizer != "soap":
+        return recipe
+    batch_size, augmentation = recipe.batch_size // 2, recipe.augmentation.times(0.5)
+    return replace(recipe, batch_size=batch_size, learning_rate=2 * rate, augmentation=augmentation)
 
 
 def distributions(optimizer: Optimizer = RECIPE.optimizer) -> dict[str, Distribution]:
@@ -106,7 +118,6 @@ def distributions(optimizer: Optimizer = RECIPE.optimizer) -> dict[str, Distribu
         "fill": FloatDistribution(0.0, 1.0),
         "dropout": FloatDistribution(0.0, 0.02),
         "learning_rate": FloatDistribution(*LEARNING_RATES[optimizer], log=True),
-        "batch_size": CategoricalDistribution((64, 128)),
         "weight_decay": FloatDistribution(*WEIGHT_DECAYS[optimizer], log=True),
     }
 
@@ -114,7 +125,8 @@ def distributions(optimizer: Optimizer = RECIPE.optimizer) -> dict[str, Distribu
 def fingerprint(optimizer: Optimizer = RECIPE.optimizer) -> str:
     """A short hash that changes with the space; studies of different spaces are never mixed."""
     ranges = {name: json.loads(distribution_to_json(d)) for name, d in distributions(optimizer).items()}
-    return hashlib.sha256(json.dumps([ranges, stored.distinctive(RECIPE)], sort_keys=True).encode()).hexdigest()[:12]
+    recipes = [stored.distinctive(reference_recipe(optimizer, size=size)) for size in (0, SMALL)]
+    return hashlib.sha256(json.dumps([ranges, recipes], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def suggest(trial: Trial, optimizer: Optimizer = RECIPE.optimizer) -> Parameters:
@@ -142,8 +154,8 @@ def to_candidate(
 
     A structure that is over the budget even at its narrowest is returned at its narrowest: the caller checks.
     """
-    own = {name: parameters[name] for name in ("batch_size", "learning_rate", "weight_decay")}
-    recipe = replace(RECIPE, epochs=epochs, optimizer=optimizer, **own)
+    own = {name: parameters[name] for name in ("learning_rate", "weight_decay")}
+    recipe = replace(reference_recipe(optimizer, epochs, max_params), **own)
     return Candidate(_fill(parameters, round(parameters["fill"] * (max_params - 1)), limits), recipe)
 
 
@@ -269,13 +281,15 @@ def to_parameters(candidate: Candidate, max_params: int | None = None) -> Parame
     parameters |= _relative_widths(parameters | _read_layers(architecture))
     parameters |= {"dropout": architecture.dropout, "activation": architecture.activation}
     parameters |= {"fill": min(1.0, own / (max_params - 1)) if max_params else 1.0}
-    parameters |= {n: getattr(recipe, n) for n in ("learning_rate", "batch_size", "weight_decay")}
+    parameters |= {n: getattr(recipe, n) for n in ("learning_rate", "weight_decay")}
     for name, distribution in ranges.items():
         if not _contains(distribution, parameters[name]):
             raise ArchitectureError(f"`{architecture}` is no point of the space: {name} is {parameters[name]}")
-    budget = max(max_params or 0, own + 1)
-    again = to_candidate(parameters, max_params=budget, epochs=recipe.epochs, optimizer=recipe.optimizer)
-    if again != candidate:
+    again, narrowed = (
+        to_candidate(parameters, max_params=budget, epochs=recipe.epochs, optimizer=recipe.optimizer)
+        for budget in (max(max_params or 0, own + 1), max_params or own + 1)
+    )
+    if (again.architecture, narrowed.recipe) != (architecture, recipe):
         raise ArchitectureError(f"`{architecture}` is no point of the space: the nearest is `{again.architecture}`")
     return parameters
 

@@ -94,7 +94,7 @@ def plain_optuna(seed: int, split: Split) -> Found:
 
 
 def syne_tune(kind: str, seed: int, split: Split) -> Found:
-    """Its schedulers by their names, with their defaults; REA's population is a fifth of its hundred, as there are few."""
+    """Its schedulers, with their defaults; REA's population is a fifth of its hundred, for trials are few."""
     from syne_tune.backend.trial_status import Trial
     from syne_tune.optimizer import baselines
     from syne_tune.optimizer.scheduler import SchedulerDecision

@@ -168,7 +168,7 @@ def _candidate(parameters: dict[str, Any]) -> space.Candidate:
 
 
 def _ours(kind: type[EvolutionSampler], seed: int) -> BaseSampler:
-    return kind(RANGES, _candidate, best_first, seed)
+    return kind(RANGES, _candidate, space.reference_recipe(size=MAX_PARAMS), best_first, seed)
 
 
 def _optunas(kind: Callable[..., BaseSampler], seed: int, **settings: Any) -> BaseSampler:

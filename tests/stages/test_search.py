@@ -255,7 +255,7 @@ def test_search_is_finished_when_it_has_the_trials_it_was_asked_for(n_asked, sta
 
 @pytest.mark.parametrize("max_params", [500, 1000, 5000])
 def test_reference_systems_over_the_budget_are_narrowed_to_it(max_params):
-    points = search.reference_parameters(max_params, space.reference_recipe())
+    points = search.reference_parameters(max_params, space.reference_recipe(size=max_params))
     assert len(points) == len(search.reference_parameters(8000, space.reference_recipe()))
     assert ("era1a7" in points) == (max_params == 5000) and "step-by-step, narrowed" in points
     counts = [
@@ -266,7 +266,7 @@ def test_reference_systems_over_the_budget_are_narrowed_to_it(max_params):
 
 
 def test_reference_systems_that_cannot_be_narrowed_are_left_out():
-    assert search.reference_parameters(60, space.reference_recipe()) == {}
+    assert search.reference_parameters(60, space.reference_recipe(size=60)) == {}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from nas_mnist.study.space import Candidate, reference_recipe
 
 def drawn(n, seed=0):
     rng = np.random.default_rng(seed)
-    parameters = [draw(space.distributions(), rng) for _ in range(n)]
+    parameters = [draw(space.distributions(), reference_recipe(), rng) for _ in range(n)]
     return [space.to_candidate(p, max_params=2000, epochs=15) for p in parameters]
 
 

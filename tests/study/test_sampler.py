@@ -23,6 +23,7 @@ from nas_mnist.study.sampler import (
 )
 
 RANGES = space.distributions()
+RECIPE = space.reference_recipe(size=2000)
 to_candidate = partial(space.to_candidate, max_params=2000, epochs=15)
 
 
@@ -32,7 +33,7 @@ def best_first(trials):
 
 def search(n, seed=0, value=lambda candidate: len(candidate.architecture.layers)):
     """A study of `n` finished trials whose value is one of their candidate."""
-    sampler = EvolutionSampler(RANGES, lambda p: to_candidate(p), best_first, seed)
+    sampler = EvolutionSampler(RANGES, lambda p: to_candidate(p), RECIPE, best_first, seed)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for _ in range(n):
         trial = study.ask()
@@ -47,14 +48,14 @@ def origins(trials):
 def test_draws_lie_in_their_ranges_and_use_the_budget():
     rng = np.random.default_rng(0)
     for _ in range(100):
-        parameters = draw(RANGES, rng)
+        parameters = draw(RANGES, RECIPE, rng)
         assert parameters.keys() == RANGES.keys() and parameters["fill"] == 1.0
         assert all(RANGES[name]._contains(RANGES[name].to_internal_repr(value)) for name, value in parameters.items())
 
 
 def test_a_mutation_is_small_and_lies_in_the_ranges():
     rng = np.random.default_rng(0)
-    parameters = draw(RANGES, rng)
+    parameters = draw(RANGES, RECIPE, rng)
     for _ in range(200):
         mutant = mutate(parameters, RANGES, rng)
         assert sum(mutant[name] != parameters[name] for name in RANGES) <= 3
@@ -85,7 +86,7 @@ def test_of_several_proposals_the_likeliest_is_made():
         n_learned = math.inf
 
     def mean_worth(kind, seed):
-        sampler = kind(RANGES, lambda p: to_candidate(p), best_first, seed)
+        sampler = kind(RANGES, lambda p: to_candidate(p), RECIPE, best_first, seed)
         study = optuna.create_study(direction="maximize", sampler=sampler)
         for _ in range(40):
             trial = study.ask()
@@ -98,8 +99,8 @@ def test_of_several_proposals_the_likeliest_is_made():
 def test_nothing_is_proposed_that_takes_the_time_of_many():
     wide = partial(space.to_candidate, max_params=8000, epochs=15)
     rng = np.random.default_rng(0)
-    assert max(wide(draw(RANGES, rng)).architecture.n_activations for _ in range(40)) > MAX_ACTIVATIONS
-    study = optuna.create_study(sampler=EvolutionSampler(RANGES, wide, lambda trials: [], 0))
+    assert max(wide(draw(RANGES, RECIPE, rng)).architecture.n_activations for _ in range(40)) > MAX_ACTIVATIONS
+    study = optuna.create_study(sampler=EvolutionSampler(RANGES, wide, RECIPE, lambda trials: [], 0))
     drawn = [wide(space.suggest(study.ask())).architecture.n_activations for _ in range(40)]
     assert 0.2 * MAX_ACTIVATIONS < max(drawn) <= MAX_ACTIVATIONS
 
@@ -112,9 +113,9 @@ def test_no_network_is_proposed_twice():
 
 
 def test_a_parent_that_does_not_fill_the_budget_has_children_that_do_and_have_hard_swish():
-    reference = space.to_parameters(space.Candidate(parse("c4 c8 M c8 G c10k1-"), space.RECIPE), 2000)
+    reference = space.to_parameters(space.Candidate(parse("c4 c8 M c8 G c10k1-"), RECIPE), 2000)
     study = optuna.create_study(
-        direction="maximize", sampler=EvolutionSampler(RANGES, lambda p: to_candidate(p), best_first, 0)
+        direction="maximize", sampler=EvolutionSampler(RANGES, lambda p: to_candidate(p), RECIPE, best_first, 0)
     )
     study.enqueue_trial(reference)
     for _ in range(N_RANDOM + 25):
@@ -133,7 +134,7 @@ def test_same_seed_same_proposals():
 
 
 def test_difference_names_what_changed():
-    parameters = draw(RANGES, np.random.default_rng(0)) | {"blocks": 2, "growth": 1.5}
+    parameters = draw(RANGES, RECIPE, np.random.default_rng(0)) | {"blocks": 2, "growth": 1.5}
     assert difference(parameters, parameters | {"blocks": 3, "growth": 2.0}) == "blocks 2 → 3, growth 1.5 → 2"
 
 

@@ -59,6 +59,17 @@ def test_references_are_trained_with_what_lies_in_the_middle_of_the_ranges(optim
         assert parameters[name] == value and value / ends.low == pytest.approx(ends.high / value)
 
 
+def test_small_networks_have_a_recipe_of_their_own_under_soap():
+    usual, small = space.reference_recipe(), space.reference_recipe(size=space.SMALL - 1)
+    assert small.batch_size < usual.batch_size and small.learning_rate > usual.learning_rate
+    assert small.augmentation == usual.augmentation.times(0.5)
+    parameters = next(draw(1)) | {"learning_rate": 0.01, "weight_decay": 0.01}
+    for size, recipe in (space.SMALL - 1, small), (space.SMALL, usual):
+        own = candidate(parameters, size).recipe
+        assert own == replace(recipe, learning_rate=0.01, weight_decay=0.01)
+    assert space.reference_recipe("sgd", size=100) == space.reference_recipe("sgd")
+
+
 def test_every_draw_is_a_network_that_can_be_built():
     for parameters in draw(60, seed=1):
         architecture = candidate(parameters).architecture
@@ -74,7 +85,7 @@ def test_draws_use_the_budget_to_the_last_channel(max_params, least):
 
 @pytest.mark.parametrize("max_params", [500, 2000, 100_000])
 def test_reference_system_keeps_its_size_under_a_larger_budget_and_fills_a_smaller(max_params):
-    reference = space.Candidate(parse(REFERENCES["era1a7"]), space.RECIPE)
+    reference = space.Candidate(parse(REFERENCES["era1a7"]), space.reference_recipe(size=max_params))
     again = candidate(space.to_parameters(reference, max_params), max_params)
     if max_params > reference.architecture.n_parameters:
         assert again == reference
@@ -130,7 +141,7 @@ def test_recipe_outside_the_space_is_refused():
     inside = space.Candidate(parse(REFERENCES["lite-m4"]), space.RECIPE)
     outside = (
         {"learning_rate": 5.0},
-        {"batch_size": 100},
+        {"batch_size": 128},
         {"augmentation": Augmentation(scale=0.5)},
         {"recalibrated": False},
     )

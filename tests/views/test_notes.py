@@ -54,7 +54,7 @@ def test_study_note_tells_what_the_study_is_and_ranks_the_best():
     assert f"| 1 | {number} | 99.40% | {trials[0].user_attrs['n_parameters']:,} |" in note
     assert "G c10k1- \\| dropout=0.05`" in note  # a bare bar would end the cell
     assert "```\nnas-mnist search --trials 7\n```" in note
-    assert "| `learning_rate` | `0.04 – 0.25, log` |" in note and "| `batch_size` | `64, 128` |" in note
+    assert "| `learning_rate` | `0.04 – 0.25, log` |" in note and "| `dropout` | `0 – 0.02` |" in note
 
 
 def test_ranges_of_another_space_are_not_told_as_those_of_a_study():
