@@ -57,8 +57,8 @@ HEADS = ("G c10k1-", "G c c10k1-", "c10k1- G", "c10- G")
 LEARNING_RATES = {"sgd": (0.04, 0.25), "adamw": (0.003, 0.017), "soap": (0.004, 0.025)}
 # SGD adds the decay to the gradient; the others take it times the learning rate from the weights.
 WEIGHT_DECAYS = {"sgd": (6e-5, 1.6e-3), "adamw": (0.002, 0.05), "soap": (0.002, 0.05)}
+SMALL = 1500  # parameters: what has fewer is trained otherwise, see `reference_recipe`
 # What no parameter says, and where the parameters begin.
-SMALL = 3000  # parameters: what has fewer is trained otherwise, see `reference_recipe`
 RECIPE = Recipe(batch_size=64, optimizer="soap", learning_rate=0.01, weight_decay=0.01, recalibrated=True)
 
 Parameters = dict[str, Any]

@@ -39,7 +39,7 @@ LINES = {
     8000: "c15 M c14 c14 c15 c14 G c10k1- | hardswish",
 }
 USUAL = "64, 0.01, 1"
-BATCHES, RATES, STRENGTHS = (64, 32), (0.01, 0.02, 0.03), (1.0, 0.5, 0.25)
+BATCHES, RATES, STRENGTHS = (64, 32), (0.01, 0.014, 0.02, 0.03, 0.05), (1.5, 1.0, 0.75, 0.5, 0.25)
 WAYS = [f"{batch}, {rate:g}, {strength:g}" for batch in BATCHES for rate in RATES for strength in STRENGTHS]
 
 
