@@ -191,7 +191,7 @@ def _run_short(
     """
     network = build(candidate.architecture, seed=seed, device=device)
     recipe = replace(candidate.recipe, epochs=SHORT_EPOCHS)
-    with _pruned_if_diverged(trial):  # only the end is judged: a tenth of the time would go into what nobody reads
+    with _pruned_if_diverged(trial):  # only the end is judged: a twentieth of a search would go into what nobody reads
         (end,) = train(network, recipe, split.train, split.val, seed=seed, judged_every=SHORT_EPOCHS)
     write_short_run(trial, end)
     on_event(EpochTrained(trial.number, end, of=SHORT_EPOCHS))
