@@ -42,7 +42,7 @@ def add_describe(commands) -> None:
     parser.add_argument(
         "--program",
         action="store_true",
-        help="also print the instructions of a training step on a CPU, of 64 images by SOAP",
+        help="also print the instructions of a training step on a CPU, by SOAP",
     )
     add_json(parser)
     add_storage(parser)
@@ -53,6 +53,7 @@ def _describe(arguments) -> int:
 
     from nas_mnist.model import zoo
     from nas_mnist.model.network import count_parameters
+    from nas_mnist.study.space import reference_recipe
     from nas_mnist.views import tables
 
     architecture = _described_architecture(arguments)
@@ -67,7 +68,8 @@ def _describe(arguments) -> int:
     if arguments.architecture in zoo.ZOO:
         console.print(tables.published_lines(zoo.ZOO[arguments.architecture]))
     if arguments.program:
-        console.print(tables.program_table(architecture, batch_size=64, optimizer="soap"), crop=False)
+        recipe = reference_recipe(size=n_parameters)
+        console.print(tables.program_table(architecture, recipe.batch_size, recipe.optimizer), crop=False)
     return verdict
 
 

@@ -61,12 +61,14 @@ def changes(candidate: Candidate) -> tuple[Change, ...]:
     """The network as it is, then one change at a time: of training, of what follows layers, of structure."""
     architecture, recipe = candidate.architecture, candidate.recipe
     rows = [Change(AS_IT_IS, candidate)]
-    rows += [Change(name, Candidate(architecture, changed)) for name, changed in _recipes(recipe)]
+    rows += [
+        Change(name, Candidate(architecture, changed)) for name, changed in _recipes(recipe, architecture.n_parameters)
+    ]
     rows += [Change(name, Candidate(changed, recipe)) for name, changed in _architectures(architecture)]
     return tuple(rows)
 
 
-def _recipes(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
+def _recipes(recipe: Recipe, size: int) -> Iterator[tuple[str, Recipe]]:
     if recipe.augmentation:
         yield "no augmentation", replace(recipe, augmentation=NO_AUGMENTATION)
     if recipe.schedule != "constant":
@@ -74,7 +76,7 @@ def _recipes(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
         yield f"constant rate of {rate:.2g}", replace(recipe, schedule="constant", learning_rate=rate)
     for optimizer in get_args(Optimizer):
         if optimizer != recipe.optimizer:
-            rate, decay = (other := reference_recipe(optimizer)).learning_rate, other.weight_decay
+            rate, decay = (other := reference_recipe(optimizer, size=size)).learning_rate, other.weight_decay
             changed = replace(recipe, optimizer=optimizer, learning_rate=rate, weight_decay=decay)
             yield f"{optimizer} instead of {recipe.optimizer}", changed
     recalibrated = "norms not recalibrated" if recipe.recalibrated else "norms recalibrated"

@@ -13,7 +13,7 @@ from nas_mnist.model.architecture import parse
 from nas_mnist.stages import confirm, search
 from nas_mnist.stages.confirm import Confirmed, ConfirmSettings
 from nas_mnist.stages.search import SearchSettings
-from nas_mnist.study import studies
+from nas_mnist.study import space, studies
 from nas_mnist.study.space import Parameters
 from nas_mnist.workers.events import OnWorkerEvent, Worker
 from nas_mnist.workers.local import run_workers
@@ -86,22 +86,26 @@ def frontier(
         search.check_budget(searched.max_params, searched.limits)
     confirm.check_train_images(settings.confirm)
     found: list[Best] = []
-    handed_down: dict[str, Parameters] = {}
+    above: tuple[SearchSettings, list[Confirmed]] | None = None
     for searched in reversed(settings.searches()):
+        starts = _handed_down(*above, searched) if above else {}
         with follow(searched) as on_event:
-            search.search(searched, workers, on_event, run, handed_down)
+            search.search(searched, workers, on_event, run, starts)
         confirmed = replace(settings.confirm, study_name=searched.study_name)
         with follow(confirmed) as on_event:
             ranking = [c for c in confirm.confirm(confirmed, workers, on_event) if not c.given_up]
         found += [Best(settings.budget_of(searched), searched.study_name, c, settings.over) for c in ranking]
-        handed_down = _hand_down(searched, ranking[:N_HANDED_DOWN])
+        above = searched, ranking[:N_HANDED_DOWN]
     points = (best_under(settings.budget_of(searched), found) for searched in settings.searches())
     return [point for point in points if point]
 
 
-def _hand_down(searched: SearchSettings, best: list[Confirmed]) -> dict[str, Parameters]:
-    trials = searched.load().get_trials(deepcopy=False)
-    return {f"trial {c.trial} of study {searched.study_name}": trials[c.trial].params | {"fill": 1.0} for c in best}
+def _handed_down(above: SearchSettings, best: list[Confirmed], searched: SearchSettings) -> dict[str, Parameters]:
+    """The best of the search above, to be narrowed, and trained as networks of the new size are."""
+    recipe = space.reference_recipe(searched.optimizer, searched.epochs, searched.max_params)
+    changes = {"fill": 1.0, "learning_rate": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    trials = above.load().get_trials(deepcopy=False)
+    return {f"trial {c.trial} of study {above.study_name}": trials[c.trial].params | changes for c in best}
 
 
 def best_under(budget: int, found: Iterable[Best]) -> Best | None:

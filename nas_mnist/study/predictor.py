@@ -77,7 +77,6 @@ def features(candidate: Candidate) -> np.ndarray:
             *_late_shares(convs),
             architecture.activation == "relu",
             architecture.dropout * 50,
-            log(recipe.batch_size),
             log(recipe.learning_rate),
             log(max(recipe.weight_decay, 1e-6)),
         ],

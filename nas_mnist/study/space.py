@@ -57,7 +57,7 @@ HEADS = ("G c10k1-", "G c c10k1-", "c10k1- G", "c10- G")
 LEARNING_RATES = {"sgd": (0.04, 0.25), "adamw": (0.003, 0.017), "soap": (0.004, 0.025)}
 # SGD adds the decay to the gradient; the others take it times the learning rate from the weights.
 WEIGHT_DECAYS = {"sgd": (6e-5, 1.6e-3), "adamw": (0.002, 0.05), "soap": (0.002, 0.05)}
-SMALL = 1500  # parameters: what has fewer is trained otherwise, see `reference_recipe`
+SMALL = 1500  # parameters: a budget of so many, or less, has a recipe of its own, see `reference_recipe`
 # What no parameter says, and where the parameters begin.
 RECIPE = Recipe(batch_size=64, optimizer="soap", learning_rate=0.01, weight_decay=0.01, recalibrated=True)
 
@@ -87,13 +87,14 @@ def reference_recipe(
 ) -> Recipe:
     """What suits a network of about `size` parameters: warm starts are trained with it, random draws keep near it.
 
-    Learning rate and weight decay are in the middle of their ranges. A small network does not get far enough in 15
-    epochs, and strong augmentation takes of the little that it can hold: under SOAP it has twice the rate, batches half
-    as large and half the augmentation. `studies/README.md` has the figures.
+    In a search `size` is the budget, so that all its trials are trained alike. Learning rate and weight decay are in
+    the middle of their ranges. A small network does not get far enough in 15 epochs, and strong augmentation takes of
+    the little that it can hold: under SOAP it has twice the rate, batches half as large and half the augmentation.
+    `studies/README.md` has the figures.
     """
     rate, decay = (sqrt(low * high) for low, high in (LEARNING_RATES[optimizer], WEIGHT_DECAYS[optimizer]))
     recipe = replace(RECIPE, optimizer=optimizer, epochs=epochs, learning_rate=rate, weight_decay=decay)
-    if size >= SMALL or optimizer != "soap":
+    if size > SMALL or optimizer != "soap":
         return recipe
     batch_size, augmentation = recipe.batch_size // 2, recipe.augmentation.times(0.5)
     return replace(recipe, batch_size=batch_size, learning_rate=2 * rate, augmentation=augmentation)
@@ -125,8 +126,8 @@ def distributions(optimizer: Optimizer = RECIPE.optimizer) -> dict[str, Distribu
 def fingerprint(optimizer: Optimizer = RECIPE.optimizer) -> str:
     """A short hash that changes with the space; studies of different spaces are never mixed."""
     ranges = {name: json.loads(distribution_to_json(d)) for name, d in distributions(optimizer).items()}
-    recipes = [stored.distinctive(reference_recipe(optimizer, size=size)) for size in (0, SMALL)]
-    return hashlib.sha256(json.dumps([ranges, recipes], sort_keys=True).encode()).hexdigest()[:12]
+    recipes = [stored.distinctive(reference_recipe(optimizer, size=size)) for size in (SMALL, SMALL + 1)]
+    return hashlib.sha256(json.dumps([ranges, recipes, SMALL], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def suggest(trial: Trial, optimizer: Optimizer = RECIPE.optimizer) -> Parameters:
@@ -154,9 +155,12 @@ def to_candidate(
 
     A structure that is over the budget even at its narrowest is returned at its narrowest: the caller checks.
     """
-    own = {name: parameters[name] for name in ("learning_rate", "weight_decay")}
-    recipe = replace(reference_recipe(optimizer, epochs, max_params), **own)
+    recipe = _own_recipe(reference_recipe(optimizer, epochs, max_params), parameters)
     return Candidate(_fill(parameters, round(parameters["fill"] * (max_params - 1)), limits), recipe)
+
+
+def _own_recipe(reference: Recipe, parameters: Mapping[str, Any]) -> Recipe:
+    return replace(reference, **{name: parameters[name] for name in ("learning_rate", "weight_decay")})
 
 
 def _fill(parameters: Mapping[str, Any], limit: int, limits: Limits = NO_LIMITS) -> Architecture:
@@ -285,12 +289,12 @@ def to_parameters(candidate: Candidate, max_params: int | None = None) -> Parame
     for name, distribution in ranges.items():
         if not _contains(distribution, parameters[name]):
             raise ArchitectureError(f"`{architecture}` is no point of the space: {name} is {parameters[name]}")
-    again, narrowed = (
-        to_candidate(parameters, max_params=budget, epochs=recipe.epochs, optimizer=recipe.optimizer)
-        for budget in (max(max_params or 0, own + 1), max_params or own + 1)
-    )
-    if (again.architecture, narrowed.recipe) != (architecture, recipe):
-        raise ArchitectureError(f"`{architecture}` is no point of the space: the nearest is `{again.architecture}`")
+    reference = reference_recipe(recipe.optimizer, recipe.epochs, max_params or own + 1)
+    if _own_recipe(reference, parameters) != recipe:
+        raise ArchitectureError(f"`{architecture}` is no point of the space: its recipe is another")
+    again = _fill(parameters, round(parameters["fill"] * max((max_params or 0) - 1, own)))
+    if again != architecture:
+        raise ArchitectureError(f"`{architecture}` is no point of the space: the nearest is `{again}`")
     return parameters
 
 

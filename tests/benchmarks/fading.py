@@ -27,7 +27,6 @@ from nas_mnist.model.architecture import parse
 from nas_mnist.model.network import Network, build
 from nas_mnist.study.space import reference_recipe
 from nas_mnist.training import loop
-from nas_mnist.training.augmentation import Augmentation
 from nas_mnist.training.evaluation import final_accuracy
 from nas_mnist.training.recipe import Recipe
 from nas_mnist.training.steps import CompiledSteps
@@ -65,8 +64,7 @@ class FadingSteps(CompiledSteps):
         self._n_done, self._n_steps = 0, recipe.epochs * loop.n_batches(len(images), recipe)
 
     def run(self, positions: Tensor, rates: Sequence[float]) -> tuple[float, int]:
-        strength = self._way(self._n_done / self._n_steps)
-        self._augmentation = Augmentation(**{name: strength * value for name, value in asdict(self._usual).items()})
+        self._augmentation = self._usual.times(self._way(self._n_done / self._n_steps))
         self._n_done += len(rates)
         return super().run(positions, rates)
 

@@ -47,7 +47,7 @@ def recipe_of(way: str) -> Recipe:
     """Images a batch, the learning rate, and the augmentation's strength, times what is usual."""
     batch, rate, strength = map(float, way.split(", "))
     usual = reference_recipe()
-    augmentation = Augmentation(**{name: strength * value for name, value in asdict(Augmentation()).items()})
+    augmentation = Augmentation().times(strength)
     return replace(usual, batch_size=int(batch), learning_rate=rate, augmentation=augmentation)
 
 

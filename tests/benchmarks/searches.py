@@ -32,7 +32,7 @@ from nas_mnist.study.storage import Storage
 from nas_mnist.views.tables import markdown_table
 
 DATA = FOLDER / "searches.jsonl"
-DRAWN = ("learning_rate", "weight_decay", "batch_size")  # of a recipe, what tells trials apart
+DISTINCTIVE = ("learning_rate", "weight_decay", "batch_size")  # of a recipe: what tells trials of one search apart
 
 
 def add(name: str, storage: Storage, study: str) -> None:
@@ -59,7 +59,7 @@ def row(trial: FrozenTrial, confirmed: dict[int, tuple[float, ...]]) -> dict[str
     return {
         "trial": trial.number,
         "architecture": record.architecture,
-        "recipe": {name: rounded(getattr(record.recipe, name)) for name in DRAWN},
+        "recipe": {name: rounded(getattr(record.recipe, name)) for name in DISTINCTIVE},
         "origin": record.origin,
         "parent": record.parent,
         "epochs": n_epochs(trial),

@@ -34,7 +34,7 @@ from nas_mnist.study import space
 from nas_mnist.study.predictor import Predictor
 from nas_mnist.study.pruner import RUNGS, SHORT_EPOCHS, SHORT_RUN, RungPruner, best_first
 from nas_mnist.study.records import write_epochs, write_short_run
-from nas_mnist.study.sampler import EvolutionSampler, Proposal
+from nas_mnist.study.sampler import DECIDED, EvolutionSampler, Proposal
 from nas_mnist.study.storage import experimental
 from nas_mnist.training.loop import EpochResult
 from nas_mnist.training.recipe import Recipe
@@ -173,7 +173,7 @@ def _ours(kind: type[EvolutionSampler], seed: int) -> BaseSampler:
 
 def _optunas(kind: Callable[..., BaseSampler], seed: int, **settings: Any) -> BaseSampler:
     with experimental():
-        return optuna.samplers.PartialFixedSampler({"fill": 1.0}, kind(seed=seed, **settings))
+        return optuna.samplers.PartialFixedSampler(DECIDED, kind(seed=seed, **settings))
 
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {

@@ -41,7 +41,7 @@ def test_what_is_unlike_anything_tried_is_given_hope():
 def test_only_the_order_counts_and_what_never_differs_says_nothing():
     candidates = drawn(20)
     predictor = Predictor(candidates)
-    other = replace(candidates[0], recipe=replace(candidates[0].recipe, batch_size=128))
+    other = replace(candidates[0], architecture=replace(candidates[0].architecture, dropout=0.02))
     assert predictor.expected(other) == pytest.approx(predictor.expected(candidates[0]))
     assert 0.1 < predictor(other) - predictor(candidates[0]) < 1  # it is new, and not endlessly so
 
