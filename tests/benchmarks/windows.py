@@ -3,8 +3,8 @@
     python tests/benchmarks/windows.py train SEARCH TRIAL …
     python tests/benchmarks/windows.py table
 
-The networks are trials of a search in `studies/ranking/searches.jsonl`, trained again from their own seeds; a result a
-line is added to `windows.jsonl`.
+The networks are trials of a search in `studies/ranking/searches.jsonl`, trained again from their own seeds with the
+augmentation that their size has now; a result a line is added to `windows.jsonl`.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def run(search: str, number: int) -> None:
     split = search_split(load_train(default_data_dir()))
     network = parse(row["architecture"])
     recipe = replace(reference_recipe(size=network.n_parameters), **row["recipe"])
-    seed = int(np.random.SeedSequence([0, number]).generate_state(1)[0])
+    seed = int(np.random.SeedSequence([int(search.split("seed ")[1][0]), number]).generate_state(1)[0])
     loop.AveragedWeights = Means
     epochs = loop.train(build(network, seed=seed), recipe, split.train, split.val, seed=seed, averaged_epochs=(EPOCH,))
     epoch = next(epoch for epoch in epochs if epoch.number == EPOCH)
