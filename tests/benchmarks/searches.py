@@ -9,6 +9,7 @@ Each search was one command (`nas-mnist search`, then `nas-mnist confirm --folds
 
 import argparse
 import math
+import re
 import statistics
 from dataclasses import replace
 from itertools import accumulate, groupby
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from jobs import append, read
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial
 from ranking import FOLDER, interval, spearman
@@ -207,24 +209,41 @@ def _reached(row: dict[str, Any]) -> str:
 
 
 def draw_picture(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """The best so far, on the search's validation images, against the epochs spent; a dot for the confirmed."""
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
-    axes = figure.subplots()
-    for name, rows in found.items():
-        epochs = list(accumulate(row["epochs"] for row in rows))
-        best = list(accumulate((100 * (1 - (row["accuracy"] or 0)) for row in rows), min))
-        begun = next(i for i, error in enumerate(best) if error < 100)
-        (line,) = axes.step(epochs[begun:], best[begun:], where="post", label=name)
-        if confirmed := [row for row in rows if row["confirmed"]]:
-            error = 100 * (1 - max(map(_confirmed, confirmed)))
-            axes.plot(epochs[-1], error, "o", color=line.get_color(), markersize=8)
-    axes.set(yscale="log", xlabel="epochs trained, those of short runs counted in", ylabel="error, %")
-    axes.set_ylim(top=2.5)
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
-    axes.set_title("best so far on the search's validation images; dot: the best confirmed on four folds", fontsize=9)
-    axes.legend(fontsize=8)
+    """The best so far, on the search's validation images, against the epochs spent; a dot for the confirmed.
+
+    A panel for each budget.
+    """
+    budgets = sorted({budget_of(name) for name in found})
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    for axes, budget in zip(figure.subplots(2, 2, sharex=True).flat, budgets, strict=True):
+        for name, rows in found.items():
+            if budget_of(name) == budget:
+                _draw_search(axes, name.replace(f", below {budget:,}", ""), rows)
+        axes.set(yscale="log", title=f"below {budget:,} parameters")
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high * (high / low) ** 0.5)  # room for the legend
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.legend(fontsize=8, loc="upper right")
+    figure.supxlabel("epochs trained, those of short runs counted in", fontsize=10)
+    figure.supylabel("error of the best so far on the search's validation images, %; dots: on four folds", fontsize=10)
     figure.savefig(path, dpi=110)
+
+
+def budget_of(search: str) -> int:
+    """Below how many parameters it searched; the first ones, whose names do not say it, below 2,000."""
+    named = re.search(r"below ([\d,]+\d)", search)
+    return int(named[1].replace(",", "")) if named else 2000
+
+
+def _draw_search(axes: Axes, name: str, rows: list[dict[str, Any]]) -> None:
+    epochs = list(accumulate(row["epochs"] for row in rows))
+    best = list(accumulate((100 * (1 - (row["accuracy"] or 0)) for row in rows), min))
+    begun = next(i for i, error in enumerate(best) if error < 100)
+    (line,) = axes.step(epochs[begun:], best[begun:], where="post", label=name)
+    if confirmed := [row for row in rows if row["confirmed"]]:
+        error = 100 * (1 - max(map(_confirmed, confirmed)))
+        axes.plot(epochs[-1], error, "o", color=line.get_color(), markersize=8)
 
 
 def main() -> None:
