@@ -9,7 +9,10 @@ import io
 import socket
 import threading
 import webbrowser
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -60,7 +63,22 @@ def serve(storage: Storage, host: str, port: int, data_dir: Path, *, open_browse
         if open_browser:
             threading.Timer(1.0, webbrowser.open, [url]).start()  # when the server listens
         shown.artifacts.mkdir(parents=True, exist_ok=True)
-        run_server(opened, host=host, port=port, artifact_store=Artifacts(None, shown.artifacts).store)
+        store = Artifacts(None, shown.artifacts).store
+        _until_interrupted(partial(run_server, opened, host=host, port=port, artifact_store=store))
+
+
+def _until_interrupted(run: Callable[[], None]) -> None:
+    """In a thread of its own: within a request a server takes `KeyboardInterrupt` for an error of it, and goes on."""
+    ended: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            ended.set_result(run())
+        except Exception as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    ended.result()
 
 
 def _check_port(host: str, port: int) -> None:

@@ -1,5 +1,6 @@
 import contextlib
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -43,7 +44,8 @@ def searched(tmp_path_factory, data_dir):
 
 
 @pytest.fixture
-def server(searched, unused_port):
+def running(searched, unused_port):
+    """The process, and where it listens."""
     command = ["dashboard", "--port", str(unused_port), "--storage", str(searched.storage)]
     with subprocess.Popen(
         [sys.executable, "-m", "nas_mnist", *command, "--data-dir", str(searched.data_dir)],
@@ -55,9 +57,24 @@ def server(searched, unused_port):
             assert f"http://127.0.0.1:{unused_port}/" in process.stdout.readline()
             url = f"http://127.0.0.1:{unused_port}"
             fetch(f"{url}/api/studies")
-            yield url
+            yield process, url
         finally:
             process.terminate()
+
+
+@pytest.fixture
+def server(running):
+    return running[1]
+
+
+def test_it_ends_in_the_middle_of_a_request(running):
+    process, url = running
+    with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as connection:
+        head = "POST /api/studies HTTP/1.1", "Host: here", "Content-Type: application/json", "Content-Length: 99"
+        connection.sendall("\r\n".join((*head, "", "{")).encode())  # it waits for the rest
+        time.sleep(1)
+        process.terminate()
+        assert process.wait(timeout=30) == 130
 
 
 def fetch(url):
