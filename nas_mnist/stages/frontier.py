@@ -13,7 +13,7 @@ from nas_mnist.model.architecture import parse
 from nas_mnist.stages import confirm, search
 from nas_mnist.stages.confirm import Confirmed, ConfirmSettings
 from nas_mnist.stages.search import SearchSettings
-from nas_mnist.study import space, studies
+from nas_mnist.study import studies
 from nas_mnist.study.space import Parameters
 from nas_mnist.workers.events import OnWorkerEvent, Worker
 from nas_mnist.workers.local import run_workers
@@ -102,7 +102,7 @@ def frontier(
 
 def _handed_down(above: SearchSettings, best: list[Confirmed], searched: SearchSettings) -> dict[str, Parameters]:
     """The best of the search above, to be narrowed, and trained as networks of the new size are."""
-    recipe = space.reference_recipe(searched.optimizer, searched.epochs, searched.max_params)
+    recipe = searched.reference_recipe
     changes = {"fill": 1.0, "learning_rate": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     trials = above.load().get_trials(deepcopy=False)
     return {f"trial {c.trial} of study {above.study_name}": trials[c.trial].params | changes for c in best}

@@ -196,8 +196,7 @@ def sampler(settings: SearchSettings, seed: int) -> optuna.samplers.BaseSampler:
     """What proposes candidates; all but ours are there to be compared with, and draw the same kind of networks."""
     ranges = space.distributions(settings.optimizer)
     if settings.sampler == "evolution":
-        recipe = space.reference_recipe(settings.optimizer, settings.epochs, settings.max_params)
-        return EvolutionSampler(ranges, partial(to_candidate, settings), recipe, best_first, seed)
+        return EvolutionSampler(ranges, partial(to_candidate, settings), settings.reference_recipe, best_first, seed)
     others = {"tpe": optuna.samplers.TPESampler(seed=seed, n_startup_trials=20), "random": RandomSampler(seed)}
     with experimental():
         return optuna.samplers.PartialFixedSampler(DECIDED, others[settings.sampler])
@@ -261,8 +260,7 @@ def _different(starts: Mapping[str, Parameters], settings: SearchSettings) -> di
 
 
 def _references(settings: SearchSettings) -> dict[str, Parameters]:
-    recipe = space.reference_recipe(settings.optimizer, settings.epochs, settings.max_params)
-    return reference_parameters(settings.max_params, recipe)
+    return reference_parameters(settings.max_params, settings.reference_recipe)
 
 
 def reference_parameters(max_params: int, recipe: Recipe) -> dict[str, Parameters]:

@@ -105,6 +105,16 @@ class TrialSettings(StudyRef):
             if (asked := getattr(self, name)) not in there:
                 raise StudyError(f"there is no {name} {asked!r}: choose one of {', '.join(there)}", name)
 
+    @property
+    def reference_recipe(self) -> Recipe:
+        """What warm starts are trained with, and random draws about."""
+        return space.reference_recipe(self.optimizer, self.epochs, self.max_params)
+
+    @property
+    def has_short_runs(self) -> bool:
+        """Whether every trial begins with one."""
+        return self.prune and self.epochs > SHORT_EPOCHS
+
 
 def to_candidate(settings: TrialSettings, parameters: Mapping[str, Any]) -> Candidate:
     """What the parameters denote within the budget and the limits of this search."""
@@ -158,7 +168,7 @@ def objective(
     if over := TrialRecord.from_trial(trial).excess:
         raise optuna.TrialPruned(f"over the budget of {', '.join(over)}")
     on_event(TrialStarted(trial.number, str(candidate.architecture), n_parameters))
-    if settings.prune and settings.epochs > SHORT_EPOCHS:
+    if settings.has_short_runs:
         _run_short(trial, candidate, split, seed, device, on_event)
     network = build(candidate.architecture, seed=seed, device=device)
     averaged = AVERAGED_EPOCHS if settings.prune else ()

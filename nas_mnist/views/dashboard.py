@@ -74,7 +74,7 @@ def _until_interrupted(run: Callable[[], None]) -> None:
     def work() -> None:
         try:
             ended.set_result(run())
-        except Exception as error:
+        except BaseException as error:  # whoever waits is to hear of it, whatever it is
             ended.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()

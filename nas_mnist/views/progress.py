@@ -17,7 +17,6 @@ from nas_mnist.stages.planned import RunsBegan, RunStarted
 from nas_mnist.stages.retrain import RetrainSettings
 from nas_mnist.stages.search import SearchBegan, SearchSettings, Summary
 from nas_mnist.stages.trial import EpochTrained, TrialEnded, TrialStarted
-from nas_mnist.study.pruner import SHORT_EPOCHS
 from nas_mnist.study.records import TrialRecord
 from nas_mnist.study.storage import Outage, OutageEnded
 from nas_mnist.workers.events import Worker, WorkerDied
@@ -147,7 +146,7 @@ class SearchDisplay:
         if line.started is None:
             return "[dim]waiting", "", "", ""
         if line.trained is None:
-            begins = "short run" if self._settings.prune and self._settings.epochs > SHORT_EPOCHS else "epoch 0"
+            begins = "short run" if self._settings.has_short_runs else "epoch 0"
             return f"trial {line.started.trial}", begins, "", line.started.architecture
         accuracy = f"{line.trained.epoch.eval_accuracy:.2%}"
         return f"trial {line.started.trial}", _epoch(line.trained, self._settings), accuracy, line.started.architecture

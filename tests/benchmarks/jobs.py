@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -43,6 +44,21 @@ def claim(folder: Path, jobs: Callable[[], Iterable[Job]], done: Callable[[], se
                 path.write_text(str(os.getpid()))
                 return job
     return None
+
+
+def jobs_of(path: Path, kind: type[Job]) -> list[Job]:
+    """What is planned, or what is done: a run's row has more in it than its job."""
+    return [kind(**{field.name: row[field.name] for field in fields(kind)}) for row in read(path)]
+
+
+def work_off(
+    path: Path, kind: type[Job], jobs: Callable[[], Iterable[Job]], run: Callable[[Job], dict[str, Any]]
+) -> None:
+    """Run what is not in the file yet and nobody is at, until there is nothing left; each result is a row of it."""
+    while job := claim(path.parent, jobs, lambda: {done.key for done in jobs_of(path, kind)}):
+        row = run(job)
+        append(path, [row])
+        print(json.dumps(row), flush=True)
 
 
 def run_all(work: Callable[..., None], arguments: Iterable[tuple[Any, ...]]) -> bool:

@@ -1,7 +1,7 @@
 """Whole searches of real trainings, ours and what else there is, of equal cost: what each has found.
 
     pip install syne-tune
-    python tests/benchmarks/peers.py search [--seeds 5] [--workers 2] [NAME …]
+    python tests/benchmarks/peers.py search [NAME …] [--seeds 5] [--workers 2]
     python tests/benchmarks/peers.py table
 
 All search below 1,000 parameters, train and validate on 5,000 images each, draw from the same space, and may spend the
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
-from jobs import append, claim, read, run_all
+from jobs import read, run_all, work_off
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from ranking import FOLDER
 from structures import error_text
@@ -223,13 +223,7 @@ def work(names: list[str], n_seeds: int) -> None:
     def jobs() -> list[Job]:
         return [Job(name, seed) for seed in range(n_seeds) for name in names]
 
-    def done() -> set[str]:
-        return {Job(row["name"], row["seed"]).key for row in read(DATA)}
-
-    while job := claim(FOLDER, jobs, done):
-        row = run(job, images)
-        append(DATA, [row])
-        print(job.key, row["trials"], row["ended"], row["course"][-1:], row["folds"], row["seconds"], flush=True)
+    work_off(DATA, Job, jobs, partial(run, images=images))
 
 
 # --- results ---------------------------------------------------------------------------------------------------------

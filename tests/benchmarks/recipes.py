@@ -1,6 +1,6 @@
 """Which recipe suits which size: batch, rate and augmentation, in pairs with what is usual, on folds of a confirmation.
 
-    python tests/benchmarks/recipes.py train [--workers 2] [--pairs 2] [--sizes 1000 2000 …] [WAY …]
+    python tests/benchmarks/recipes.py train [WAY …] [--workers 2] [--pairs 2] [--sizes 1000 2000 …]
     python tests/benchmarks/recipes.py table
 
 A pair is a fold and a seed. `studies/structures/recipes.jsonl` is only ever added to: `train` goes on where it was cut.
@@ -10,24 +10,28 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from jobs import append, claim, read, run_all
+from jobs import read, run_all, work_off
 from scipy.stats import ttest_1samp
 from structures import FOLDER, error_text
+from torch import Tensor
 
 from nas_mnist.data.folds import CONFIRM_PARTITION, fold
 from nas_mnist.data.images import Images, load_train
 from nas_mnist.data.unpacking import default_data_dir, prepare
 from nas_mnist.model.architecture import parse
-from nas_mnist.model.network import build
+from nas_mnist.model.network import Network, build
 from nas_mnist.study.space import reference_recipe
+from nas_mnist.training import loop
 from nas_mnist.training.augmentation import Augmentation
 from nas_mnist.training.evaluation import final_accuracy
-from nas_mnist.training.loop import train
 from nas_mnist.training.recipe import Recipe
+from nas_mnist.training.steps import CompiledSteps, make_steps
 from nas_mnist.views.tables import markdown_table
 
 DATA = FOLDER / "recipes.jsonl"
@@ -40,15 +44,42 @@ LINES = {
 }
 USUAL = "64, 0.01, 1"
 BATCHES, RATES, STRENGTHS = (64, 32), (0.01, 0.014, 0.02, 0.03, 0.05), (1.5, 1.0, 0.75, 0.5, 0.25)
-WAYS = [f"{batch}, {rate:g}, {strength:g}" for batch in BATCHES for rate in RATES for strength in STRENGTHS]
+# Times the usual strength, when this part of the training is done: 0 at its start, 1 at its end.
+FADING: dict[str, Callable[[float], float]] = {
+    "fades in the last third": lambda done: min(1.0, 3 * (1 - done)),
+    "fades all along": lambda done: 1 - done,
+    "fades all along, from 1.6 times": lambda done: 1.6 * (1 - done),
+}
+WAYS = [*(f"{batch}, {rate:g}, {s:g}" for batch in BATCHES for rate in RATES for s in STRENGTHS), *FADING]
 
 
 def recipe_of(way: str) -> Recipe:
-    """Images a batch, the learning rate, and the augmentation's strength, times what is usual."""
-    batch, rate, strength = map(float, way.split(", "))
-    usual = reference_recipe()
+    """Images a batch, the learning rate, and the augmentation's strength, times what is usual; or the usual, fading."""
+    batch, rate, strength = map(float, (USUAL if way in FADING else way).split(", "))
     augmentation = Augmentation().times(strength)
-    return replace(usual, batch_size=int(batch), learning_rate=rate, augmentation=augmentation)
+    return replace(reference_recipe(), batch_size=int(batch), learning_rate=rate, augmentation=augmentation)
+
+
+class FadingSteps(CompiledSteps):
+    """The package's steps, with the strength that each call has by how much of the training is done."""
+
+    def __init__(
+        self,
+        fading: Callable[[float], float],
+        network: Network,
+        recipe: Recipe,
+        images: Images,
+        generator: torch.Generator,
+        rates: Sequence[float] | None = None,
+    ):
+        super().__init__(network, recipe, images, generator)
+        self._fading, self._usual = fading, recipe.augmentation
+        self._n_done, self._n_steps = 0, recipe.epochs * loop.n_batches(len(images), recipe)
+
+    def run(self, positions: Tensor, rates: Sequence[float]) -> tuple[float, int]:
+        self._augmentation = self._usual.times(self._fading(self._n_done / self._n_steps))
+        self._n_done += len(rates)
+        return super().run(positions, rates)
 
 
 @dataclass(frozen=True)
@@ -66,7 +97,8 @@ def run(job: Job, images: Images) -> dict[str, Any]:
     split = fold(images, job.pair, partition=CONFIRM_PARTITION)
     seed, start = 100 + job.pair, time.process_time()
     network = build(parse(LINES[job.size]), seed=seed)
-    epochs = list(train(network, recipe_of(job.way), split.train, split.val, seed=seed))
+    loop.make_steps = partial(FadingSteps, FADING[job.way]) if job.way in FADING else make_steps
+    epochs = list(loop.train(network, recipe_of(job.way), split.train, split.val, seed=seed))
     return {
         **asdict(job), "loss": round(epochs[-1].eval_loss, 5),
         "acc": round(final_accuracy([epoch.eval_accuracy for epoch in epochs]), 5),
@@ -78,13 +110,7 @@ def work(jobs: list[Job]) -> None:
     torch.set_num_threads(1)
     images = load_train(default_data_dir())
 
-    def done() -> set[str]:
-        return {Job(row["size"], row["way"], row["pair"]).key for row in read(DATA)}
-
-    while job := claim(FOLDER, lambda: jobs, done):
-        row = run(job, images)
-        append(DATA, [row])
-        print(row, flush=True)
+    work_off(DATA, Job, lambda: jobs, partial(run, images=images))
 
 
 def table(rows: list[dict[str, Any]]) -> str:

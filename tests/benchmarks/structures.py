@@ -17,13 +17,14 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from chwn import Norm, Soap, select
-from jobs import append, claim, read, run_all
+from jobs import append, jobs_of, read, run_all, work_off
 from scipy.stats import ttest_1samp
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -186,17 +187,8 @@ def run(job: Job, images: Images) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def read_jobs(path: Path) -> list[Job]:
-    """What is planned, or what is done: a run's row has more in it than its job."""
-    return [Job(**{field.name: row[field.name] for field in fields(Job)}) for row in read(path)]
-
-
-def keys(path: Path) -> set[str]:
-    return {job.key for job in read_jobs(path)}
-
-
 def plan(names: list[str], size: int, epochs: int, pairs: int) -> None:
-    planned = keys(FOLDER / "plan.jsonl")
+    planned = {job.key for job in jobs_of(FOLDER / "plan.jsonl", Job)}
     jobs = [Job(name, size, epochs, pair) for pair in range(pairs) for name in names]
     append(FOLDER / "plan.jsonl", [asdict(job) for job in jobs if job.key not in planned])
 
@@ -207,12 +199,9 @@ def work(folder: Path, names: list[str]) -> None:
     images = load_train(default_data_dir())
 
     def wanted() -> list[Job]:
-        return [job for job in read_jobs(folder / "plan.jsonl") if not names or job.name in names]
+        return [job for job in jobs_of(folder / "plan.jsonl", Job) if not names or job.name in names]
 
-    while job := claim(folder, wanted, lambda: keys(folder / "runs.jsonl")):
-        result = run(job, images)
-        append(folder / "runs.jsonl", [result])
-        print(job.key, result["loss"], result["accuracy"], result["seconds"], flush=True)
+    work_off(folder / "runs.jsonl", Job, wanted, partial(run, images=images))
 
 
 HEADER = ("", "n", "parameters", "loss, thousandths", "p", "accuracy, points", "training loss", "CPU s")
