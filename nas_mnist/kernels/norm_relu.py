@@ -231,12 +231,10 @@ def reduce(sums):
 @intrinsic
 def _activate(context, curve, x, y, n_pixels, n, scale, shift, mask, low, high):
     def emit(builder, curve, x, y, n_pixels, n, scale, shift, mask):
-        with _Batch(builder, n) as batch:
-            scale, shift, mask = (batch.load(row) for row in (scale, shift, mask))
-            with Loop(builder, n_pixels) as pixel:
-                place = builder.mul(pixel.index, n)
-                z = curve.floored(batch.load(x, place)).times_plus(scale, shift)
-                batch.store(curve.masked(curve.value(z), mask), y, place)
+        with Loop(builder, n_pixels) as pixel, _Images(builder, n) as images:
+            place = builder.mul(pixel.index, n)
+            z = curve.floored(images.load(x, place)).times_plus(images.load(scale), images.load(shift))
+            images.store(curve.masked(curve.value(z), images.load(mask)), y, place)
 
     return _by_curve(emit, 7)
 
@@ -245,12 +243,12 @@ def _activate(context, curve, x, y, n_pixels, n, scale, shift, mask, low, high):
 def _add_moments(context, x, n_pixels, n, valid, sums, pivot, low):
     def emit(builder, x, n_pixels, n, valid, sums, pivot, low):
         pivot, low = splat(builder, pivot), splat(builder, low)
-        with _Batch(builder, n, sums) as batch:
-            valid = batch.load(valid)
-            with Loop(builder, n_pixels, _zeros(builder, 2)) as pixel:
-                v = batch.load(x, builder.mul(pixel.index, n)).at_least(low) - pivot
-                pixel.results = _flat(*(s + t for s, t in zip(_pair(builder, pixel.values), (v, v * v), strict=True)))
-            batch.add(*(s * valid for s in _pair(builder, pixel.finals)))
+        with Loop(builder, n_pixels, _zeros(builder, 2)) as pixel:
+            with _Images(builder, n, pixel.values) as images:
+                v = images.load(x, builder.mul(pixel.index, n)).at_least(low) - pivot
+                images.results = _add_moment(builder, images.values, v * images.load(valid), v)
+            pixel.results = images.finals
+        _store_sums(builder, sums, pixel.finals)
 
     return lowered(emit, 5, 2)
 
@@ -259,14 +257,15 @@ def _add_moments(context, x, n_pixels, n, valid, sums, pivot, low):
 def _add_gradients(context, curve, x, grad, n_pixels, n, scale, shift, mask, sums, mean, low, high):
     def emit(builder, curve, x, grad, n_pixels, n, scale, shift, mask, sums, mean):
         mean = splat(builder, mean)
-        with _Batch(builder, n, sums) as batch:
-            scale, shift, mask = (batch.load(row) for row in (scale, shift, mask))
-            with Loop(builder, n_pixels, _zeros(builder, 2)) as pixel:
+        with Loop(builder, n_pixels, _zeros(builder, 2)) as pixel:
+            with _Images(builder, n, pixel.values) as images:
                 place = builder.mul(pixel.index, n)
-                v = curve.floored(batch.load(x, place))
-                d = curve.gradient(v.times_plus(scale, shift), batch.load(grad, place))
-                pixel.results = _add_gradient(builder, pixel.values, d, v - mean)
-            batch.add(*(s * mask for s in _pair(builder, pixel.finals)))
+                v = curve.floored(images.load(x, place))
+                z = v.times_plus(images.load(scale), images.load(shift))
+                d = curve.gradient(z, images.load(grad, place) * images.load(mask))
+                images.results = _add_moment(builder, images.values, d, v - mean)
+            pixel.results = images.finals
+        _store_sums(builder, sums, pixel.finals)
 
     return _by_curve(emit, 8, 1)
 
@@ -274,15 +273,13 @@ def _add_gradients(context, curve, x, grad, n_pixels, n, scale, shift, mask, sum
 @intrinsic
 def _input_gradient(context, curve, x, grad, out, n_pixels, n, scale, shift, factor, valid, slope, offset, low, high):
     def emit(builder, curve, x, grad, out, n_pixels, n, scale, shift, factor, valid, slope, offset):
-        with _Batch(builder, n) as batch:
-            scale, shift, factor, valid = (batch.load(row) for row in (scale, shift, factor, valid))
-            own = _Own(splat(builder, slope) * valid, splat(builder, offset) * valid, curve)
-            with Loop(builder, n_pixels) as pixel:
-                place = builder.mul(pixel.index, n)
-                x_i = batch.load(x, place)
-                d = batch.load(grad, place) * factor
-                d = curve.gradient(curve.floored(x_i).times_plus(scale, shift), d)
-                batch.store(own.add(x_i, d), out, place)
+        own = _Own(splat(builder, slope), splat(builder, offset), curve)
+        with Loop(builder, n_pixels) as pixel, _Images(builder, n) as images:
+            place = builder.mul(pixel.index, n)
+            x_i = images.load(x, place)
+            z = curve.floored(x_i).times_plus(images.load(scale), images.load(shift))
+            d = curve.gradient(z, images.load(grad, place) * images.load(factor))
+            images.store(own.add(x_i, d, images.load(valid)), out, place)
 
     return _by_curve(emit, 9, 2)
 
@@ -290,12 +287,11 @@ def _input_gradient(context, curve, x, grad, out, n_pixels, n, scale, shift, fac
 @intrinsic
 def _activate_pool(context, curve, x, y, h, w, x_row, n, scale, shift, mask, low, high):
     def emit(builder, curve, x, y, h, w, x_row, n, scale, shift, mask):
-        with _Batch(builder, n) as batch:
-            scale, shift, mask = (batch.load(row) for row in (scale, shift, mask))
-            with Loop(builder, h) as row, Loop(builder, w) as column:
-                places, place = _pool_places(builder, row.index, column.index, w, x_row, n)
-                four = [curve.floored(batch.load(x, p)).times_plus(scale, shift) for p in places]
-                batch.store(curve.masked(curve.largest(four).value, mask), y, place)
+        with Loop(builder, h) as row, Loop(builder, w) as column, _Images(builder, n) as images:
+            places, place = _pool_places(builder, row.index, column.index, w, x_row, n)
+            scale, shift = images.load(scale), images.load(shift)
+            four = [curve.floored(images.load(x, p)).times_plus(scale, shift) for p in places]
+            images.store(curve.masked(curve.largest(four).value, images.load(mask)), y, place)
 
     return _by_curve(emit, 9)
 
@@ -304,17 +300,17 @@ def _activate_pool(context, curve, x, y, h, w, x_row, n, scale, shift, mask, low
 def _add_pooled_gradients(context, curve, x, grad, h, w, x_row, n, scale, shift, mask, sums, mean, low, high):
     def emit(builder, curve, x, grad, h, w, x_row, n, scale, shift, mask, sums, mean):
         mean = splat(builder, mean)
-        with _Batch(builder, n, sums) as batch:
-            scale, shift, mask = (batch.load(row) for row in (scale, shift, mask))
-            with Loop(builder, h, _zeros(builder, 2)) as row:
-                with Loop(builder, w, row.values) as column:
+        with Loop(builder, h, _zeros(builder, 2)) as row:
+            with Loop(builder, w, row.values) as column:
+                with _Images(builder, n, column.values) as images:
                     places, place = _pool_places(builder, row.index, column.index, w, x_row, n)
-                    values = [curve.floored(batch.load(x, p)) for p in places]
-                    largest = curve.largest([v.times_plus(scale, shift) for v in values])
-                    d = curve.gradient(largest.z, batch.load(grad, place))
-                    column.results = _add_gradient(builder, column.values, d, largest.of(values) - mean)
-                row.results = column.finals
-            batch.add(*(s * mask for s in _pair(builder, row.finals)))
+                    values, scale_i, shift_i = [curve.floored(images.load(x, p)) for p in places], images.load(scale), images.load(shift)
+                    largest = curve.largest([v.times_plus(scale_i, shift_i) for v in values])
+                    d = curve.gradient(largest.z, images.load(grad, place) * images.load(mask))
+                    images.results = _add_moment(builder, images.values, d, largest.of(values) - mean)
+                column.results = images.finals
+            row.results = column.finals
+        _store_sums(builder, sums, row.finals)
 
     return _by_curve(emit, 10, 1)
 
@@ -324,21 +320,19 @@ def _pooled_input_gradient(
     context, curve, x, grad, out, h, w, x_row, n, scale, shift, factor, valid, slope, offset, low, high
 ):  # fmt: skip
     def emit(builder, curve, x, grad, out, h, w, x_row, n, scale, shift, factor, valid, slope, offset):
-        zero = constant(builder, 0.0)
-        with _Batch(builder, n) as batch:
-            scale, shift, factor, valid = (batch.load(row) for row in (scale, shift, factor, valid))
-            own = _Own(splat(builder, slope) * valid, splat(builder, offset) * valid, curve)
-            with Loop(builder, h) as row, Loop(builder, w) as column:
-                places, place = _pool_places(builder, row.index, column.index, w, x_row, n)
-                pixels = [batch.load(x, p) for p in places]
-                largest = curve.largest([curve.floored(v).times_plus(scale, shift) for v in pixels])
-                d = curve.gradient(largest.z, batch.load(grad, place) * factor)
-                shares = []
-                for wins in largest.beaten[::-1]:
-                    shares.append(wins.choose(d, zero))
-                    d = wins.choose(zero, d)
-                for pixel, share, p in zip(pixels, [d, *shares[::-1]], places, strict=True):
-                    batch.store(own.add(pixel, share), out, p)
+        own, zero = _Own(splat(builder, slope), splat(builder, offset), curve), constant(builder, 0.0)
+        with Loop(builder, h) as row, Loop(builder, w) as column, _Images(builder, n) as images:
+            places, place = _pool_places(builder, row.index, column.index, w, x_row, n)
+            pixels = [images.load(x, p) for p in places]
+            scale, shift, valid = (images.load(row) for row in (scale, shift, valid))
+            largest = curve.largest([curve.floored(v).times_plus(scale, shift) for v in pixels])
+            d = curve.gradient(largest.z, images.load(grad, place) * images.load(factor))
+            shares = []
+            for wins in largest.beaten[::-1]:
+                shares.append(wins.choose(d, zero))
+                d = wins.choose(zero, d)
+            for pixel, share, p in zip(pixels, [d, *shares[::-1]], places, strict=True):
+                images.store(own.add(pixel, share, valid), out, p)
 
     return _by_curve(emit, 11, 2)
 
@@ -427,43 +421,33 @@ class _HardSwish:
         return _Largest(_Largest(value, value, beaten).of(four), value, beaten)
 
 
-class _Batch:
-    """The code within is run for each step of the batch. `sums` is the address of (2, STEP), which `add` adds to."""
+class _Images(Loop):
+    """The images of a pixel, STEP at a time; pixels are the loop outside, so that a map is read from end to end."""
 
-    def __init__(self, builder, n, sums=None):
-        self.builder, self.sums = builder, sums
-        self.loop = Loop(builder, builder.sdiv(n, INT(STEP)))
-
-    def __enter__(self):
-        self.loop.__enter__()
-        self.start = self.builder.mul(self.loop.index, INT(STEP))
-        return self
-
-    def __exit__(self, *error):
-        self.loop.__exit__(*error)
+    def __init__(self, builder, n, initial=()):
+        super().__init__(builder, builder.sdiv(n, INT(STEP)), initial)
 
     def load(self, base, place=None):
-        place = place or INT(0)
-        return load(self.builder, address(self.builder, base, self.builder.add(self.start, place)))
+        return load(self.builder, self._address(base, place or INT(0)))
 
     def store(self, vectors, base, place):
-        store(self.builder, vectors, address(self.builder, base, self.builder.add(self.start, place)))
+        store(self.builder, vectors, self._address(base, place))
 
-    def add(self, first, second):
-        for k, vectors in enumerate((first, second)):
-            place = address(self.builder, self.sums, INT(k * STEP))
-            store(self.builder, load(self.builder, place) + vectors, place)
+    def _address(self, base, place):
+        builder = self.builder
+        return address(builder, base, builder.add(place, builder.mul(self.index, INT(STEP))))
 
 
 class _Own(NamedTuple):
-    """What a norm gives the gradient of its input beside scale·g."""
+    """What a norm gives the gradient of its input beside d = scale·g; nothing in the padding of the batch."""
 
     slope: Vectors
     offset: Vectors
     curve: "_Relu | _HardSwish"
 
-    def add(self, x, d):
-        return self.curve.floor_gradient(x, self.curve.floored(x).times_plus(self.slope, self.offset) + d)
+    def add(self, x, d, valid):
+        own = self.curve.floored(x).times_plus(self.slope, self.offset)
+        return self.curve.floor_gradient(x, own.times_plus(valid, d))
 
 
 def _largest(four):
@@ -496,6 +480,11 @@ def _pair(builder, values):
     return Vectors(builder, values[:VECTORS]), Vectors(builder, values[VECTORS:])
 
 
-def _add_gradient(builder, sums, d, v):
+def _add_moment(builder, sums, d, v):
+    """Two sums, of d and of d·v."""
     total, moment = _pair(builder, sums)
     return _flat(total + d, d.times_plus(v, moment))
+
+
+def _store_sums(builder, place, values):
+    store(builder, Vectors(builder, values), place)

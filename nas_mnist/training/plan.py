@@ -24,6 +24,7 @@ BACKWARD = {  # what an operation needs in a program that trains
 }
 CURVES = {"relu": Curve.RELU, "hardswish": Curve.HARD_SWISH}
 CHANNELWISE = {Op.MEASURE, Op.ACTIVATE, Op.ACTIVATE_POOL, Op.ACTIVATE_BACKWARD, Op.ACTIVATE_POOL_BACKWARD}
+IN_PLACE = {Op.ACTIVATE_BACKWARD, Op.ACTIVATE_POOL_BACKWARD}  # what may write a gradient over the map that it is of
 RECOMPUTED = {Op.ACTIVATE, Op.ACTIVATE_POOL}
 
 
@@ -256,7 +257,9 @@ def _with_backward(forward: list[Instruction], new_map: Callable[[int, int], Map
             if op == Op.WEIGHT_GRADIENT:
                 backward.append(replace(instruction, op=op, y=None, gy=gy))
             elif instruction.x.has_gradient:
-                gx = like(instruction.x)
+                # A map that is not needed again makes room for its gradient, if that is more than a plane at a time.
+                in_place = op in IN_PLACE and not others[i - 1].is_channelwise
+                gx = instruction.x if in_place else like(instruction.x)
                 backward.append(replace(instruction, op=op, y=None, gx=gx, gy=gy))
                 gy = gx
     return [*others, replace(loss, gx=gradient), *backward]
