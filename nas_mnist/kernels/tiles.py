@@ -19,6 +19,7 @@ from nas_mnist.kernels.vectors import (
     load_int,
     lowered,
     multiply_add,
+    prefetch,
     store,
     switch,
 )
@@ -27,6 +28,7 @@ MAX_OUTPUTS = 8 if MANY_REGISTERS else 6  # of a tile that fits the registers
 SINGLE_VECTORS = (8, 4)  # in a tile of one output, as a depthwise convolution has: enough sums to hide the latency
 GRADIENT_OUTPUTS, GRADIENT_TAPS = (4, 6) if MANY_REGISTERS else (3, 3)
 DEPTHWISE_TAPS = 9  # of one output
+AHEAD = 256  # bytes; a tile reads a line each of many maps, more than the processor foresees by itself
 
 
 @intrinsic
@@ -74,6 +76,7 @@ def _emit_convolution(builder, n_outputs, n_vectors, x, taps, n_taps, n_channels
             source = address(builder, pixels, builder.mul(inner.index, plane))
             factors = address(builder, weight, builder.mul(inner.index, INT(n_outputs)))
             images = load(builder, source, n_vectors).values
+            prefetch(builder, builder.add(source, INT(AHEAD)), n_vectors)
             for o in range(n_outputs):
                 factor = broadcast(builder, factors, o)
                 for v in range(n_vectors):

@@ -16,6 +16,7 @@ WIDE = "avx512f" in _FEATURES
 LANES = 16 if WIDE else 8 if "avx" in _FEATURES else 4
 MANY_REGISTERS = WIDE or LANES == 4  # 32 of them, but 16 with AVX2
 VECTORS = 2  # of images, beside each other
+LINE = 64  # bytes of the cache
 STEP = LANES * VECTORS  # images; a batch is padded to a multiple
 
 FLOAT, INT = ir.FloatType(), ir.IntType(64)
@@ -167,3 +168,12 @@ def _load(builder, start, n=0):
     value = builder.load(_pointer(builder, start, n, VECTOR))
     value.align = 4
     return value
+
+
+def prefetch(builder: ir.IRBuilder, place: ir.Value, n: int) -> None:
+    """Ask for the cache lines of so many vectors at this address."""
+    name, kind, byte = "llvm.prefetch.p0", ir.IntType(32), ir.IntType(8).as_pointer()
+    function = builder.module.globals.get(name)
+    function = function or ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [byte, kind, kind, kind]), name)
+    for line in range(0, n * LANES * 4, LINE):
+        builder.call(function, [builder.inttoptr(builder.add(place, INT(line)), byte), kind(0), kind(3), kind(1)])
