@@ -4,25 +4,31 @@ import numpy as np
 
 from nas_mnist.kernels.compilation import kernel
 from nas_mnist.kernels.tiles import (
+    DEPTHWISE_ROWS,
     DEPTHWISE_TAPS,
     GRADIENT_OUTPUTS,
     GRADIENT_TAPS,
     MAX_OUTPUTS,
-    SINGLE_VECTORS,
+    clear,
     convolution_tile,
+    copy,
+    depthwise_tile,
     gradient_tile,
 )
-from nas_mnist.kernels.vectors import LANES, VECTORS
+from nas_mnist.kernels.vectors import LANES, STEP
 
 # Inner loops index whole maps: a slice would be counted as a reference, which takes longer than a row of the batch.
 
 
 @kernel
-def convolve(x, weights, out, stride, padding, depthwise, transposed):
+def convolve(x, weights, out, stride, padding, depthwise, transposed, frame):
     """The convolution, or the gradient of its input if `transposed`: then x is the gradient of its output.
 
-    Weights (C', C, K, K); if `depthwise`, (C, 1, K, K).
+    Weights (C', C, K, K); if `depthwise`, (C, 1, K, K), and `frame` has room for a plane of x with a border of K - 1.
     """
+    if depthwise and stride == 1 and weights.shape[2] == 3:
+        _convolve_depthwise(x, weights, out, padding, transposed, frame)
+        return
     n_out, out_h, out_w, n = out.shape
     k = weights.shape[2]
     packed, size = pack(weights, n_out, depthwise, transposed)
@@ -40,36 +46,40 @@ def convolve(x, weights, out, stride, padding, depthwise, transposed):
             source = x[g * depthwise].ctypes.data + shift
             _convolve_row(
                 source, x.shape[1] * x.shape[2] * n, 1 if depthwise else len(x), taps, n_taps, packed[g].ctypes.data,
-                out, g * size, n_outputs, r, depthwise,
+                out, g * size, n_outputs, r,
             )  # fmt: skip
 
 
 @kernel
-def _convolve_row(x, plane, n_channels, taps, n_taps, factors, out, first, n_outputs, r, depthwise):
+def _convolve_depthwise(x, weights, out, padding, transposed, frame):
+    """The same, a plane at a time, for 3×3 kernels and a stride of 1."""
+    _, out_h, out_w, n = out.shape
+    taps = np.empty(DEPTHWISE_TAPS, np.float32)
+    for c in range(len(out)):
+        plane = _framed(x[c : c + 1], 2 - padding if transposed else padding, frame)
+        for t in range(DEPTHWISE_TAPS):
+            tap = DEPTHWISE_TAPS - 1 - t if transposed else t
+            taps[t] = weights[c, 0, tap // 3, tap % 3]
+        for r in range(0, out_h, DEPTHWISE_ROWS):
+            depthwise_tile(
+                min(DEPTHWISE_ROWS, out_h - r), plane[0, r].ctypes.data, plane.shape[2] * n, n, taps.ctypes.data,
+                out[c, r].ctypes.data, out_w * n, out_w * n,
+            )  # fmt: skip
+
+
+@kernel
+def _convolve_row(x, plane, n_channels, taps, n_taps, factors, out, first, n_outputs, r):
     """Row `r` of the output's channels from the `first`; x and factors are addresses."""
     _, out_h, out_w, n = out.shape
     for s in range(out_w):
         if n_taps[s] == 0:
             out[first : first + n_outputs, r, s] = 0
             continue
-        i = 0
-        while i < n:
-            vectors = VECTORS
-            if depthwise:
-                vectors = _n_vectors(n - i)
+        for i in range(0, n, STEP):
             convolution_tile(
-                n_outputs, vectors, x + 4 * i, taps[s].ctypes.data, n_taps[s], n_channels, plane, factors,
+                n_outputs, x + 4 * i, taps[s].ctypes.data, n_taps[s], n_channels, plane, factors,
                 out[first, r, s].ctypes.data + 4 * i, out_h * out_w * n,
             )  # fmt: skip
-            i += LANES * vectors
-
-
-@kernel
-def _n_vectors(n):
-    for vectors in SINGLE_VECTORS:
-        if n >= LANES * vectors:
-            return vectors
-    return VECTORS
 
 
 @kernel
@@ -164,10 +174,17 @@ def _framed(x, padding, frame):
     if padding == 0:
         return x
     c, h, w, n = x.shape
-    framed = frame[: c * (h + 2 * padding) * (w + 2 * padding) * n].reshape(c, h + 2 * padding, w + 2 * padding, n)
-    framed[:] = 0
-    framed[:, padding : h + padding, padding : w + padding] = x
-    return framed
+    row, edge, at = (w + 2 * padding) * n, padding * n, frame.ctypes.data
+    for line in range(c * (h + 2 * padding)):
+        channel, r = line // (h + 2 * padding), line % (h + 2 * padding) - padding
+        start = at + 4 * line * row
+        if r < 0 or r >= h:
+            clear(start, row)
+            continue
+        clear(start, edge)
+        copy(x[channel, r].ctypes.data, start + 4 * edge, w * n)
+        clear(start + 4 * (edge + w * n), edge)
+    return frame[: c * (h + 2 * padding) * row].reshape(c, h + 2 * padding, w + 2 * padding, n)
 
 
 @kernel

@@ -121,6 +121,7 @@ def _go_back(row, arena, x, activation, settings, state, key, first, count):
     gx = _input(row, instructions.GX, arena, settings, first, count)
     gy = _output(row, instructions.GY, arena, settings, first, count)
     stride, padding, depthwise = row[instructions.STRIDE], row[instructions.PADDING], row[instructions.DEPTHWISE]
+    frame = arena[row[instructions.SCRATCH] :]
     if op == Op.GLOBAL_POOL_BACKWARD:
         pool.global_pool_backward(gy, gx)
     elif op == Op.DROP_ELEMENTS_BACKWARD:
@@ -131,20 +132,20 @@ def _go_back(row, arena, x, activation, settings, state, key, first, count):
         norm_relu.activate_backward(x, gy, activation, first, state.valid, n_images, gx)
     elif op == Op.WEIGHT_GRADIENT:
         grad_weight = _weights(row, arena, settings.gradients, first, count)
-        frame = arena[row[instructions.SCRATCH] :]
         convolution.weight_gradient(x, gy, grad_weight, stride, padding, depthwise, frame)
         if row[instructions.BIAS] >= 0:
             start = row[instructions.BIAS] + settings.gradients + first
             convolution.bias_gradient(gy, arena[start : start + len(gy)])
     elif op == Op.INPUT_GRADIENT:
         weights = _weights(row, arena, 0, first, count)
-        convolution.convolve(gy, weights, gx, stride, padding, depthwise, True)
+        convolution.convolve(gy, weights, gx, stride, padding, depthwise, True, frame)
 
 
 @kernel
 def _convolve(row, arena, x, y, first, count):
     stride, padding, depthwise = row[instructions.STRIDE], row[instructions.PADDING], row[instructions.DEPTHWISE]
-    convolution.convolve(x, _weights(row, arena, 0, first, count), y, stride, padding, depthwise, False)
+    weights, frame = _weights(row, arena, 0, first, count), arena[row[instructions.SCRATCH] :]
+    convolution.convolve(x, weights, y, stride, padding, depthwise, False, frame)
     if row[instructions.BIAS] >= 0:
         start = row[instructions.BIAS] + first
         convolution.add_bias(y, arena[start : start + len(y)])

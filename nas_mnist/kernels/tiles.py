@@ -25,28 +25,26 @@ from nas_mnist.kernels.vectors import (
 )
 
 MAX_OUTPUTS = 8 if MANY_REGISTERS else 6  # of a tile that fits the registers
-SINGLE_VECTORS = (8, 4)  # in a tile of one output, as a depthwise convolution has: enough sums to hide the latency
-GRADIENT_OUTPUTS, GRADIENT_TAPS = (4, 6) if MANY_REGISTERS else (3, 3)
+GRADIENT_OUTPUTS, GRADIENT_TAPS = (4, 6) if MANY_REGISTERS else (4, 3)
 DEPTHWISE_TAPS = 9  # of one output
+DEPTHWISE_ROWS = 4  # of the output at a time: with the taps, as many vectors as fit the registers
 AHEAD = 256  # bytes; a tile reads a line each of many maps, more than the processor foresees by itself
 
 
 @intrinsic
-def convolution_tile(context, n_outputs, n_vectors, x, taps, n_taps, n_channels, plane, weights, out, out_plane):
+def convolution_tile(context, n_outputs, x, taps, n_taps, n_channels, plane, weights, out, out_plane):
     """out[o, n] = Σ over taps and channels of x[channel, tap, n] · weights[tap, channel, o].
 
     All are addresses or counts. `taps` points to pairs: where the tap's pixels begin, counted in numbers from `x`, and
-    which tap of the kernel it is. `plane` and `out_plane` are the numbers of one channel. n goes over `n_vectors`
-    vectors, o over `n_outputs`: VECTORS and up to MAX_OUTPUTS, or one of SINGLE_VECTORS and 1.
+    which tap of the kernel it is. `plane` and `out_plane` are the numbers of one channel. n goes over STEP images, o
+    over up to MAX_OUTPUTS.
     """
 
-    def emit(builder, n_outputs, n_vectors, *rest):
-        many = builder.icmp_signed(">", n_vectors, INT(VECTORS))
-        key = builder.select(many, builder.mul(n_vectors, INT(-1)), n_outputs)
-        shapes = {-n: (1, n) for n in SINGLE_VECTORS} | {n: (n, VECTORS) for n in range(1, MAX_OUTPUTS + 1)}
-        switch(builder, key, shapes, lambda shape: _emit_convolution(builder, *shape, *rest))
+    def emit(builder, n_outputs, *rest):
+        shapes = {n: n for n in range(1, MAX_OUTPUTS + 1)}
+        switch(builder, n_outputs, shapes, lambda n: _emit_convolution(builder, n, *rest))
 
-    return lowered(emit, 10)
+    return lowered(emit, 9)
 
 
 @intrinsic
@@ -64,8 +62,63 @@ def gradient_tile(context, n_outputs, n_taps, grad, grad_plane, x, taps, n, sums
     return lowered(emit, 8)
 
 
-def _emit_convolution(builder, n_outputs, n_vectors, x, taps, n_taps, n_channels, plane, weights, out, out_plane):
-    zeros = constant(builder, 0.0, n_outputs * n_vectors).values
+@intrinsic
+def depthwise_tile(context, n_rows, x, x_row, n, weights, out, out_row, length):
+    """out[r, i] = Σ over u, v of x[r + u, i + v·n] · weights[u, v], of a 3×3 kernel with a stride of 1.
+
+    x and out are addresses, their rows so many numbers apart; a pixel has `n` numbers. i goes over `length` numbers, a
+    multiple of LANES, r over up to DEPTHWISE_ROWS: what is loaded once is part of as many outputs as it can be.
+    """
+
+    def emit(builder, n_rows, *rest):
+        shapes = {rows: rows for rows in range(1, DEPTHWISE_ROWS + 1)}
+        switch(builder, n_rows, shapes, lambda rows: _emit_depthwise(builder, rows, *rest))
+
+    return lowered(emit, 8)
+
+
+@intrinsic
+def copy(context, source, target, n):
+    """`n` numbers, a multiple of LANES, from one address to another."""
+
+    def emit(builder, source, target, n):
+        with Loop(builder, builder.sdiv(n, INT(LANES))) as loop:
+            place = builder.mul(loop.index, INT(LANES))
+            store(builder, load(builder, address(builder, source, place), 1), address(builder, target, place))
+
+    return lowered(emit, 3)
+
+
+@intrinsic
+def clear(context, target, n):
+    """Zeros, a multiple of LANES of them, at an address."""
+
+    def emit(builder, target, n):
+        with Loop(builder, builder.sdiv(n, INT(LANES))) as loop:
+            place = builder.mul(loop.index, INT(LANES))
+            store(builder, constant(builder, 0.0, 1), address(builder, target, place))
+
+    return lowered(emit, 2)
+
+
+def _emit_depthwise(builder, n_rows, x, x_row, n, weights, out, out_row, length):
+    factors = [broadcast(builder, weights, t) for t in range(DEPTHWISE_TAPS)]
+    sources = [address(builder, x, builder.mul(x_row, INT(u))) for u in range(n_rows + 2)]
+    rows = [address(builder, out, builder.mul(out_row, INT(r))) for r in range(n_rows)]
+    with Loop(builder, builder.sdiv(length, INT(LANES))) as loop:
+        place = builder.mul(loop.index, INT(LANES))
+        sums = [constant(builder, 0.0, 1).values[0]] * n_rows
+        for u in range(n_rows + 2):
+            for v in range(3):
+                pixel = load(builder, address(builder, sources[u], builder.add(place, builder.mul(n, INT(v)))), 1).values[0]
+                for r in range(max(0, u - 2), min(n_rows, u + 1)):
+                    sums[r] = multiply_add(builder, pixel, factors[3 * (u - r) + v], sums[r])
+        for r in range(n_rows):
+            store(builder, Vectors(builder, [sums[r]]), address(builder, rows[r], place))
+
+
+def _emit_convolution(builder, n_outputs, x, taps, n_taps, n_channels, plane, weights, out, out_plane):
+    zeros = constant(builder, 0.0, n_outputs * VECTORS).values
     tap_weights = builder.mul(n_channels, INT(n_outputs))
     with Loop(builder, n_taps, zeros) as outer:
         pair = builder.mul(outer.index, INT(2))
@@ -75,17 +128,17 @@ def _emit_convolution(builder, n_outputs, n_vectors, x, taps, n_taps, n_channels
         with Loop(builder, n_channels, outer.values) as inner:
             source = address(builder, pixels, builder.mul(inner.index, plane))
             factors = address(builder, weight, builder.mul(inner.index, INT(n_outputs)))
-            images = load(builder, source, n_vectors).values
-            prefetch(builder, builder.add(source, INT(AHEAD)), n_vectors)
+            images = load(builder, source).values
+            prefetch(builder, builder.add(source, INT(AHEAD)), VECTORS)
             for o in range(n_outputs):
                 factor = broadcast(builder, factors, o)
-                for v in range(n_vectors):
-                    k = o * n_vectors + v
+                for v in range(VECTORS):
+                    k = o * VECTORS + v
                     inner.results[k] = multiply_add(builder, images[v], factor, inner.values[k])
         outer.results = inner.finals
     for o in range(n_outputs):
         row = address(builder, out, builder.mul(out_plane, INT(o)))
-        store(builder, Vectors(builder, outer.finals[o * n_vectors : (o + 1) * n_vectors]), row)
+        store(builder, Vectors(builder, outer.finals[o * VECTORS : (o + 1) * VECTORS]), row)
 
 
 def _emit_gradient(builder, n_outputs, n_taps, grad, grad_plane, x, taps, n, sums):

@@ -392,11 +392,15 @@ class _Layout:
         return {map: start + offset for map, offset in offsets.items()}
 
     def _frame(self, instruction: Instruction, one_plane: bool) -> int:
-        """The room that a weight gradient needs for its input with the padding around."""
-        if instruction.op != Op.WEIGHT_GRADIENT or not instruction.filter.padding:
+        """The room for a map with a border: a weight gradient's input, a plane of a depthwise convolution's."""
+        filter = instruction.filter
+        if filter is None or not (filter.depthwise or instruction.op == Op.WEIGHT_GRADIENT):
             return 0
-        channels = 1 if one_plane else instruction.x.channels
-        return channels * (instruction.x.side + 2 * instruction.filter.padding) ** 2 * self.n
+        if instruction.op == Op.INPUT_GRADIENT:
+            return (instruction.gy.side + 2 * (filter.shape[2] - 1 - filter.padding)) ** 2 * self.n
+        whole = instruction.op == Op.WEIGHT_GRADIENT and not one_plane
+        channels = instruction.x.channels if whole else 1
+        return channels * (instruction.x.side + 2 * filter.padding) ** 2 * self.n * (filter.padding > 0)
 
     def _activation(self, following: Following) -> list[int]:
         c = following.channels
