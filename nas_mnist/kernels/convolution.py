@@ -3,6 +3,7 @@
 import numpy as np
 
 from nas_mnist.kernels.compilation import kernel
+from nas_mnist.kernels.maps import as_map, plane_stride
 from nas_mnist.kernels.tiles import (
     DEPTHWISE_ROWS,
     DEPTHWISE_TAPS,
@@ -45,7 +46,7 @@ def convolve(x, weights, out, stride, padding, depthwise, transposed, frame):
             n_outputs = min(size, n_out - g * size)
             source = x[g * depthwise].ctypes.data + shift
             _convolve_row(
-                source, x.shape[1] * x.shape[2] * n, 1 if depthwise else len(x), taps, n_taps, packed[g].ctypes.data,
+                source, plane_stride(x), 1 if depthwise else len(x), taps, n_taps, packed[g].ctypes.data,
                 out, g * size, n_outputs, r,
             )  # fmt: skip
 
@@ -70,7 +71,7 @@ def _convolve_depthwise(x, weights, out, padding, transposed, frame):
 @kernel
 def _convolve_row(x, plane, n_channels, taps, n_taps, factors, out, first, n_outputs, r):
     """Row `r` of the output's channels from the `first`; x and factors are addresses."""
-    _, out_h, out_w, n = out.shape
+    _, _, out_w, n = out.shape
     for s in range(out_w):
         if n_taps[s] == 0:
             out[first : first + n_outputs, r, s] = 0
@@ -78,7 +79,7 @@ def _convolve_row(x, plane, n_channels, taps, n_taps, factors, out, first, n_out
         for i in range(0, n, STEP):
             convolution_tile(
                 n_outputs, x + 4 * i, taps[s].ctypes.data, n_taps[s], n_channels, plane, factors,
-                out[first, r, s].ctypes.data + 4 * i, out_h * out_w * n,
+                out[first, r, s].ctypes.data + 4 * i, plane_stride(out),
             )  # fmt: skip
 
 
@@ -143,10 +144,10 @@ def weight_gradient(x, grad, grad_weight, stride, padding, depthwise, frame):
     `frame` has room for the input with its padding.
     """
     x = _framed(x, padding, frame)
-    _, h, w, n = x.shape
+    _, _, w, n = x.shape
     n_out, out_h, out_w, _ = grad.shape
     _, n_channels, k, _ = grad_weight.shape
-    plane, grad_plane = h * w * n, out_h * out_w * n
+    plane, grad_plane = plane_stride(x), plane_stride(grad)
     n_taps = n_channels * k * k
     tile_taps = DEPTHWISE_TAPS if depthwise and n_taps > GRADIENT_TAPS else GRADIENT_TAPS
     taps = np.zeros(-(-n_taps // tile_taps) * tile_taps, np.int64)  # the last ones idle
@@ -174,17 +175,18 @@ def _framed(x, padding, frame):
     if padding == 0:
         return x
     c, h, w, n = x.shape
-    row, edge, at = (w + 2 * padding) * n, padding * n, frame.ctypes.data
-    for line in range(c * (h + 2 * padding)):
-        channel, r = line // (h + 2 * padding), line % (h + 2 * padding) - padding
-        start = at + 4 * line * row
-        if r < 0 or r >= h:
-            clear(start, row)
-            continue
-        clear(start, edge)
-        copy(x[channel, r].ctypes.data, start + 4 * edge, w * n)
-        clear(start + 4 * (edge + w * n), edge)
-    return frame[: c * (h + 2 * padding) * row].reshape(c, h + 2 * padding, w + 2 * padding, n)
+    framed = as_map(frame, c, h + 2 * padding, w + 2 * padding, n)
+    row, edge = (w + 2 * padding) * n, padding * n
+    for channel in range(c):
+        for r in range(h + 2 * padding):
+            start = framed[channel, r].ctypes.data
+            if r < padding or r >= h + padding:
+                clear(start, row)
+                continue
+            clear(start, edge)
+            copy(x[channel, r - padding].ctypes.data, start + 4 * edge, w * n)
+            clear(start + 4 * (edge + w * n), edge)
+    return framed
 
 
 @kernel
@@ -202,9 +204,10 @@ def add_lanes(sums, size, tile_taps, grad_weight):
 def add_bias(out, bias):
     """Add a number to each plane (C, H, W, N)."""
     for c in range(len(out)):
-        flat = out[c].ravel()
-        for i in range(flat.size):
-            flat[i] += bias[c]
+        for r in range(out.shape[1]):
+            for s in range(out.shape[2]):
+                for i in range(out.shape[3]):
+                    out[c, r, s, i] += bias[c]
 
 
 @kernel

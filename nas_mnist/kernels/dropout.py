@@ -35,9 +35,13 @@ def draw_mask(mask, valid, rate, key, channel):
 @kernel
 def drop_elements(x, y, rate, key):
     """y = x times a mask with a number for each element; maps of one shape."""
-    source, target = x.ravel(), y.ravel()
-    for i in range(source.size):
-        target[i] = source[i] * _draw(key, i, rate)
+    place = 0
+    for c in range(x.shape[0]):
+        for r in range(x.shape[1]):
+            for s in range(x.shape[2]):
+                for i in range(x.shape[3]):
+                    y[c, r, s, i] = x[c, r, s, i] * _draw(key, place, rate)
+                    place += 1
 
 
 @kernel

@@ -11,6 +11,7 @@ from nas_mnist.kernels import convolution, dropout, instructions, loss, norm_rel
 from nas_mnist.kernels.affine import affine
 from nas_mnist.kernels.compilation import entry_point, kernel
 from nas_mnist.kernels.instructions import Curve, Mode, Op
+from nas_mnist.kernels.maps import as_map, plane_size
 from nas_mnist.kernels.norm_relu import LOWEST, MASK, ZERO, Activation
 
 
@@ -207,10 +208,9 @@ def _output(row, column, arena, settings, first, count):
 
 @kernel
 def _map(arena, start, c, h, w, settings, first):
-    plane = h * w * settings.n_padded
     if start < settings.planes:
-        start += first * plane
-    return arena[start : start + c * plane].reshape(c, h, w, settings.n_padded)
+        start += first * plane_size(h, w, settings.n_padded)
+    return as_map(arena[start:], c, h, w, settings.n_padded)
 
 
 @kernel

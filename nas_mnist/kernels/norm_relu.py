@@ -84,7 +84,7 @@ def measure(plane, activation, c, valid, n_images, momentum, eps):
     h, w, n = plane.shape
     pivot = max(plane[0, 0, 0], activation.low)
     sums = np.zeros((2, STEP), np.float32)
-    _add_moments(plane.ctypes.data, h * w, n, valid.ctypes.data, sums.ctypes.data, pivot, activation.low)
+    _add_moments(plane.ctypes.data, h, w, n, valid.ctypes.data, sums.ctypes.data, pivot, activation.low)
     total, total_squares = reduce(sums)
     set_moments(activation, c, pivot, total, total_squares, h * w * n_images, momentum, eps)
 
@@ -141,17 +141,17 @@ def activate_backward(x, grad, activation, first, valid, n_images, out):
         c, sums = first + i, np.zeros((2, STEP), np.float32)
         source, gradient = x[i].ctypes.data, grad[i].ctypes.data
         if activation.has_norm:
-            add_gradients(source, gradient, h * w, n, activation, c, sums)
+            add_gradients(source, gradient, h, w, n, activation, c, sums)
         slope, offset = set_gradients(activation, c, sums, h * w * n_images)
         input_gradient(source, gradient, h * w, n, activation, c, valid, slope, offset, out[i].ctypes.data)
 
 
 @kernel
-def add_gradients(x, grad, n_pixels, n, activation, c, sums):
-    """Add to (2, STEP) the sums of g and of g·(x − mean) over pixels (n_pixels, N) of a channel, at addresses."""
+def add_gradients(x, grad, h, w, n, activation, c, sums):
+    """Fill (2, STEP) with the sums of g and of g·(x − mean) over a channel's plane (H, W, N); x, grad are addresses."""
     rows = activation.rows
     _add_gradients(
-        activation.curve, x, grad, n_pixels, n, rows[SCALE, c].ctypes.data, rows[SHIFT, c].ctypes.data,
+        activation.curve, x, grad, h, w, n, rows[SCALE, c].ctypes.data, rows[SHIFT, c].ctypes.data,
         rows[MASK, c].ctypes.data,
         sums.ctypes.data, activation.statistics[MEAN, c], activation.low, activation.high,
     )  # fmt: skip
@@ -240,34 +240,28 @@ def _activate(context, curve, x, y, n_pixels, n, scale, shift, mask, low, high):
 
 
 @intrinsic
-def _add_moments(context, x, n_pixels, n, valid, sums, pivot, low):
-    def emit(builder, x, n_pixels, n, valid, sums, pivot, low):
+def _add_moments(context, x, h, w, n, valid, sums, pivot, low):
+    def emit(builder, x, h, w, n, valid, sums, pivot, low):
         pivot, low = splat(builder, pivot), splat(builder, low)
-        with Loop(builder, n_pixels, _zeros(builder, 2)) as pixel:
-            with _Images(builder, n, pixel.values) as images:
-                v = images.load(x, builder.mul(pixel.index, n)).at_least(low) - pivot
-                images.results = _add_moment(builder, images.values, v * images.load(valid), v)
-            pixel.results = images.finals
-        _store_sums(builder, sums, pixel.finals)
+        with _Sums(builder, h, w, n, sums) as pixel:
+            v = pixel.images.load(x, pixel.place).at_least(low) - pivot
+            pixel.add(v * pixel.images.load(valid), v)
 
-    return lowered(emit, 5, 2)
+    return lowered(emit, 6, 2)
 
 
 @intrinsic
-def _add_gradients(context, curve, x, grad, n_pixels, n, scale, shift, mask, sums, mean, low, high):
-    def emit(builder, curve, x, grad, n_pixels, n, scale, shift, mask, sums, mean):
+def _add_gradients(context, curve, x, grad, h, w, n, scale, shift, mask, sums, mean, low, high):
+    def emit(builder, curve, x, grad, h, w, n, scale, shift, mask, sums, mean):
         mean = splat(builder, mean)
-        with Loop(builder, n_pixels, _zeros(builder, 2)) as pixel:
-            with _Images(builder, n, pixel.values) as images:
-                place = builder.mul(pixel.index, n)
-                v = curve.floored(images.load(x, place))
-                z = v.times_plus(images.load(scale), images.load(shift))
-                d = curve.gradient(z, images.load(grad, place) * images.load(mask))
-                images.results = _add_moment(builder, images.values, d, v - mean)
-            pixel.results = images.finals
-        _store_sums(builder, sums, pixel.finals)
+        with _Sums(builder, h, w, n, sums) as pixel:
+            images = pixel.images
+            v = curve.floored(images.load(x, pixel.place))
+            z = v.times_plus(images.load(scale), images.load(shift))
+            d = curve.gradient(z, images.load(grad, pixel.place) * images.load(mask))
+            pixel.add(d, v - mean)
 
-    return _by_curve(emit, 8, 1)
+    return _by_curve(emit, 9, 1)
 
 
 @intrinsic
@@ -300,17 +294,14 @@ def _activate_pool(context, curve, x, y, h, w, x_row, n, scale, shift, mask, low
 def _add_pooled_gradients(context, curve, x, grad, h, w, x_row, n, scale, shift, mask, sums, mean, low, high):
     def emit(builder, curve, x, grad, h, w, x_row, n, scale, shift, mask, sums, mean):
         mean = splat(builder, mean)
-        with Loop(builder, h, _zeros(builder, 2)) as row:
-            with Loop(builder, w, row.values) as column:
-                with _Images(builder, n, column.values) as images:
-                    places, place = _pool_places(builder, row.index, column.index, w, x_row, n)
-                    values, scale_i, shift_i = [curve.floored(images.load(x, p)) for p in places], images.load(scale), images.load(shift)
-                    largest = curve.largest([v.times_plus(scale_i, shift_i) for v in values])
-                    d = curve.gradient(largest.z, images.load(grad, place) * images.load(mask))
-                    images.results = _add_moment(builder, images.values, d, largest.of(values) - mean)
-                column.results = images.finals
-            row.results = column.finals
-        _store_sums(builder, sums, row.finals)
+        with _Sums(builder, h, w, n, sums) as pixel:
+            images = pixel.images
+            places, place = _pool_places(builder, pixel.row.index, pixel.column.index, w, x_row, n)
+            values = [curve.floored(images.load(x, p)) for p in places]
+            scale, shift = images.load(scale), images.load(shift)
+            largest = curve.largest([v.times_plus(scale, shift) for v in values])
+            d = curve.gradient(largest.z, images.load(grad, place) * images.load(mask))
+            pixel.add(d, largest.of(values) - mean)
 
     return _by_curve(emit, 10, 1)
 
@@ -438,6 +429,47 @@ class _Images(Loop):
         return address(builder, base, builder.add(place, builder.mul(self.index, INT(STEP))))
 
 
+class _Sums:
+    """Pixel by pixel of a plane (H, W, N), STEP images at a time: sums of d and of d·v, stored as (2, STEP).
+
+    Each row has its own, so that a long sum in float32 does not lose the small numbers.
+    """
+
+    def __init__(self, builder, h, w, n, sums):
+        self.builder, self.sums = builder, sums
+        self.row = Loop(builder, h, _zeros(builder, 2))
+        self.column = Loop(builder, w, _zeros(builder, 2))
+        self.w, self.n = w, n
+
+    def __enter__(self):
+        self.row.__enter__()
+        self.column.__enter__()
+        self.images = _Images(self.builder, self.n, self.column.values).__enter__()
+        return self
+
+    @property
+    def place(self):
+        """Of the pixel, counted from the plane's beginning."""
+        pixel = self.builder.add(self.builder.mul(self.row.index, self.w), self.column.index)
+        return self.builder.mul(pixel, self.n)
+
+    def add(self, d, v):
+        total, moment = self._pair(self.images.values)
+        self.images.results = [*(total + d).values, *d.times_plus(v, moment).values]
+
+    def __exit__(self, *error):
+        self.images.__exit__(*error)
+        self.column.results = self.images.finals
+        self.column.__exit__(*error)
+        of_rows = zip(self._pair(self.row.values), self._pair(self.column.finals), strict=True)
+        self.row.results = [value for before, own in of_rows for value in (before + own).values]
+        self.row.__exit__(*error)
+        store(self.builder, Vectors(self.builder, self.row.finals), self.sums)
+
+    def _pair(self, values):
+        return Vectors(self.builder, values[:VECTORS]), Vectors(self.builder, values[VECTORS:])
+
+
 class _Own(NamedTuple):
     """What a norm gives the gradient of its input beside d = scale·g; nothing in the padding of the batch."""
 
@@ -470,21 +502,3 @@ def _pool_places(builder, r, s, w, x_row, n):
 
 def _zeros(builder, n):
     return constant(builder, 0.0, n * VECTORS).values
-
-
-def _flat(*groups):
-    return [value for group in groups for value in group.values]
-
-
-def _pair(builder, values):
-    return Vectors(builder, values[:VECTORS]), Vectors(builder, values[VECTORS:])
-
-
-def _add_moment(builder, sums, d, v):
-    """Two sums, of d and of d·v."""
-    total, moment = _pair(builder, sums)
-    return _flat(total + d, d.times_plus(v, moment))
-
-
-def _store_sums(builder, place, values):
-    store(builder, Vectors(builder, values), place)

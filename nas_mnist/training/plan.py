@@ -10,6 +10,7 @@ from itertools import accumulate, groupby
 import numpy as np
 
 from nas_mnist.kernels.instructions import ACTIVATION_COLUMNS, COLUMNS, Curve, Mode, Op
+from nas_mnist.kernels.maps import plane_size
 from nas_mnist.kernels.vectors import padded
 from nas_mnist.model.architecture import INPUT_CHANNELS, INPUT_SIDE, Architecture, Conv, GlobalPool, LayerShape, MaxPool
 
@@ -246,6 +247,7 @@ def _with_backward(forward: list[Instruction], new_map: Callable[[int, int], Map
         return new_map(map.channels, map.side)
 
     *others, loss = forward
+    makers = {i.y: i for i in others if i.op != Op.MEASURE}
     gy = gradient = like(loss.x)
     backward = []
     for i, instruction in reversed(list(enumerate(others))):
@@ -258,7 +260,7 @@ def _with_backward(forward: list[Instruction], new_map: Callable[[int, int], Map
                 backward.append(replace(instruction, op=op, y=None, gy=gy))
             elif instruction.x.has_gradient:
                 # A map that is not needed again makes room for its gradient, if that is more than a plane at a time.
-                in_place = op in IN_PLACE and not others[i - 1].is_channelwise
+                in_place = op in IN_PLACE and not makers[instruction.x].is_channelwise
                 gx = instruction.x if in_place else like(instruction.x)
                 backward.append(replace(instruction, op=op, y=None, gx=gx, gy=gy))
                 gy = gx
@@ -375,7 +377,7 @@ class _Layout:
         maps: dict[Map, _Life] = {}
         planes: dict[Map, _Life] = {}
         for map, used in uses.items():
-            plane, first, last = map.side**2 * self.n, sweep_of[used[0]], sweep_of[used[-1]]
+            plane, first, last = plane_size.py_func(map.side, map.side, self.n), sweep_of[used[0]], sweep_of[used[-1]]
             if first == last and self.sweeps[first] > 1:
                 planes[map] = _Life(plane, used[0], used[-1])
             else:
@@ -397,10 +399,12 @@ class _Layout:
         if filter is None or not (filter.depthwise or instruction.op == Op.WEIGHT_GRADIENT):
             return 0
         if instruction.op == Op.INPUT_GRADIENT:
-            return (instruction.gy.side + 2 * (filter.shape[2] - 1 - filter.padding)) ** 2 * self.n
-        whole = instruction.op == Op.WEIGHT_GRADIENT and not one_plane
-        channels = instruction.x.channels if whole else 1
-        return channels * (instruction.x.side + 2 * filter.padding) ** 2 * self.n * (filter.padding > 0)
+            map, channels, border = instruction.gy, 1, filter.shape[2] - 1 - filter.padding
+        else:
+            map, border = instruction.x, filter.padding
+            channels = map.channels if instruction.op == Op.WEIGHT_GRADIENT and not one_plane else 1
+        side = map.side + 2 * border
+        return channels * plane_size.py_func(side, side, self.n) if border else 0
 
     def _activation(self, following: Following) -> list[int]:
         c = following.channels

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from nas_mnist.kernels import affine as affine_kernel
 from nas_mnist.kernels import convolution, optimizers
 from nas_mnist.kernels.compilation import kernel
+from nas_mnist.kernels.maps import plane_size
 from nas_mnist.training.optimizers import PRECONDITION_FREQUENCY, renew_bases
 
 NORM_EPS, NORM_MOMENTUM = 1e-5, 0.1
@@ -14,7 +15,10 @@ NORM_EPS, NORM_MOMENTUM = 1e-5, 0.1
 
 @kernel(cache=True)
 def _convolve(x, weights, out, stride, padding, depthwise, transposed):
-    convolution.convolve(x, weights, out, stride, padding, depthwise, transposed)
+    """`frame` has room for a plane with a border of a kernel's size less one."""
+    border = 2 * weights.shape[2] - 2
+    frame = np.empty(plane_size(x.shape[1] + border, x.shape[2] + border, x.shape[3]) if depthwise else 0, np.float32)
+    convolution.convolve(x, weights, out, stride, padding, depthwise, transposed, frame)
 
 
 @kernel(cache=True)
@@ -50,7 +54,8 @@ class Convolution(torch.autograd.Function):
         grad = grad.contiguous()
         grad_weight = torch.empty_like(weight)
         c, h, w, n = x.shape
-        frame = np.empty(c * (h + 2 * padding) * (w + 2 * padding) * n if padding else 0, np.float32)
+        size = c * plane_size.py_func(h + 2 * padding, w + 2 * padding, n)
+        frame = np.empty(size if padding else 0, np.float32)
         _weight_gradient(x.numpy(), grad.numpy(), grad_weight.numpy(), stride, padding, depthwise, frame)
         if not ctx.needs_input_grad[0]:
             return None, grad_weight, None, None, None

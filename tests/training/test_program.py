@@ -17,6 +17,7 @@ from torchvision.transforms.v2.functional import InterpolationMode
 from nas_mnist.data.images import Images
 from nas_mnist.kernels.instructions import Mode, Op
 from nas_mnist.kernels.norm_relu import MASK
+from nas_mnist.kernels.maps import as_map
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.network import Dropout, build
 from nas_mnist.training import program as program_module
@@ -46,6 +47,16 @@ NO_AUGMENTATION = Augmentation(0, 0, 0, 0)
 OPTIMIZERS = {"sgd": 2e-4, "adamw": 2e-5, "soap": 2e-5}
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")
+
+
+@pytest.fixture(autouse=True)
+def own_loops_of_pytorch():
+    """oneDNN 3.x frees what is not its own after the gradient of a strided 1×1 convolution, on a CPU with AVX2 alone."""
+    with torch.backends.mkldnn.flags(enabled=False):
+        yield
+
+
 def recipe(batch_size: int, optimizer: str = "sgd", **others) -> Recipe:
     return Recipe(batch_size=batch_size, optimizer=optimizer, augmentation=NO_AUGMENTATION, **others)
 
@@ -64,7 +75,7 @@ def assert_gradients_are_those_of(exact, program, tolerance: float = 1e-4, singl
         gradient = parameter.grad
         actual = torch.from_numpy(program.array(name, gradient=True)).double()
         rounding = (single.get_parameter(name).grad - gradient).abs().max().item() if single else 0.0
-        allowed = max(tolerance * gradient.abs().max().item(), 10 * rounding) + 1e-5 * largest
+        allowed = max(tolerance * gradient.abs().max().item(), 10 * rounding) + 2e-5 * largest
         assert (actual - gradient).abs().max().item() <= allowed, name
 
 
@@ -242,7 +253,7 @@ def test_elements_are_dropped_at_the_rate_and_the_same_in_the_gradient(images):
     at = next(i for i, instruction in enumerate(whole.instructions) if instruction.op == Op.DROP_ELEMENTS)
     program.plan = replace(whole, table=whole.table[: at + 1])  # what comes later takes the maps' room
     program.run(images, torch.arange(64), [0.0], seed=5)
-    x, y = (program._arena[start : start + 8 * 28 * 28 * 64].copy() for start in whole.table[at, 2:4])
+    x, y = (as_map(program._arena[start:], 8, 28, 28, 64).copy() for start in whole.table[at, 2:4])
     program.plan, program.n_steps = whole, 0
     program.run(images, torch.arange(64), [0.0], seed=5)
     kept = y[x > 0] > 0
@@ -250,7 +261,7 @@ def test_elements_are_dropped_at_the_rate_and_the_same_in_the_gradient(images):
     np.testing.assert_allclose(y[x > 0][kept], x[x > 0][kept] / 0.7, rtol=1e-6)
 
     exact = build(parse("c8p1 M c10k1- G"), seed=0).double().train()
-    mask = torch.from_numpy((y / np.where(x > 0, x, 1)).reshape(8, 28, 28, 64)).permute(3, 0, 1, 2).double()
+    mask = torch.from_numpy(y / np.where(x > 0, x, 1)).permute(3, 0, 1, 2).double()
     pixels, labels = images.select(torch.arange(64))
     maps = exact[0](plain_images(pixels, images)) * mask
     F.cross_entropy(exact[3](exact[2](exact[1](maps))).flatten(1), labels).backward()
