@@ -16,8 +16,8 @@ from torchvision.transforms.v2.functional import InterpolationMode
 
 from nas_mnist.data.images import Images
 from nas_mnist.kernels.instructions import Mode, Op
-from nas_mnist.kernels.norm_relu import MASK
 from nas_mnist.kernels.maps import as_map
+from nas_mnist.kernels.norm_relu import MASK
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.network import Dropout, build
 from nas_mnist.training import program as program_module
@@ -52,7 +52,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneD
 
 @pytest.fixture(autouse=True)
 def own_loops_of_pytorch():
-    """oneDNN 3.x frees what is not its own after the gradient of a strided 1×1 convolution, on a CPU with AVX2 alone."""
+    """oneDNN frees what is not its own after the gradient of a strided 1×1 convolution, on a CPU with AVX2 alone."""
     with torch.backends.mkldnn.flags(enabled=False):
         yield
 
