@@ -1,7 +1,7 @@
 """When a trial is stopped: at a rung, unless it is among the best that came there of late.
 
 A network's accuracy in the middle of a one-cycle schedule is mostly noise. What ranks candidates is the loss after a
-complete schedule, be it short, and later that of averaged weights; `studies/README.md` has the figures.
+complete schedule, be it short, and later the loss of averaged weights beside it.
 """
 
 import math
@@ -42,16 +42,26 @@ class RungPruner(BasePruner):
 
 
 def signal(trial: FrozenTrial, rung: int | None) -> float | None:
-    """How good a trial was at a rung, the larger the better: less its loss, in nats; None if it did not come there."""
+    """How good a trial was at a rung, the larger the better: less its loss, in nats; None if it did not come there.
+
+    After the short run it is the smaller of two losses, the short run's and that of averaged weights. They rank about
+    as well, but means over separable networks, whose weights move far, are now and then useless, and such a network
+    is stopped for that. `studies/README.md` has the figures.
+    """
     if rung is None:
         return None
-    if rung == SHORT_RUN:
-        short_run = short_run_of(trial)
-        loss = short_run[-1].eval_loss if short_run and short_run[-1].number == SHORT_EPOCHS else None
-    else:
+    losses = [_short_loss(trial)]
+    if rung != SHORT_RUN:
         epochs = epochs_of(trial)
-        loss = epochs[rung - 1].averaged_loss if rung <= len(epochs) else None
-    return None if loss is None or not math.isfinite(loss) else -loss
+        if rung > len(epochs) or epochs[rung - 1].averaged_loss is None:
+            return None
+        losses.append(epochs[rung - 1].averaged_loss)
+    return max((-loss for loss in losses if loss is not None and math.isfinite(loss)), default=None)
+
+
+def _short_loss(trial: FrozenTrial) -> float | None:
+    short_run = short_run_of(trial)
+    return short_run[-1].eval_loss if short_run and short_run[-1].number == SHORT_EPOCHS else None
 
 
 def best_first(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

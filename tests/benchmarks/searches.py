@@ -122,6 +122,8 @@ def table_of_signals(found: dict[str, list[dict[str, Any]]]) -> str:
         if all(row["averaged_losses"] for row in ended):
             averaged = [-row["averaged_losses"][-1] for row in ended]
             signals[f"averaged weights, epoch {AVERAGED_EPOCHS[-1]}"] = averaged
+            both = zip(ended, averaged, strict=True)
+            signals["the smaller of both"] = [max(own, -row["short_loss"]) for row, own in both]
         for signal, values in signals.items():
             if len(ended) > 2:
                 parts = [np.arange(len(ends)), np.argsort(-ends)[: (len(ends) + 1) // 2]]
