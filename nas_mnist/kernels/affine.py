@@ -4,7 +4,7 @@ import numpy as np
 
 from nas_mnist.kernels.compilation import kernel
 
-_ZERO, _ONE = np.float32(0), np.float32(1)
+_ZERO, _ONE, _NEXT = np.float32(0), np.float32(1), np.uintp(1)
 
 
 @kernel
@@ -32,18 +32,22 @@ def affine(pixels, chosen, matrices, gain, offset, out):
 @kernel
 def _transform(framed, m, gain, offset, out, i):
     h, w, _ = out.shape
+    flat, row = framed.ravel(), np.int32(w + 3)
     half_h, half_w = np.float32((h - 1) / 2), np.float32((w - 1) / 2)
+    places, rights, downs = np.empty(w, np.int32), np.empty(w, np.float32), np.empty(w, np.float32)
     for r in range(h):
         y = np.float32(r) - half_h
-        for s in range(w):
+        for s in range(w):  # apart from the loop that reads pixels, so that it is done in vectors
             x = np.float32(s) - half_w
             u = m[0, 0] * x + m[0, 1] * y + m[0, 2] + half_w + _ONE
             v = m[1, 0] * x + m[1, 1] * y + m[1, 2] + half_h + _ONE
             u = min(max(u, _ZERO), np.float32(w + 1))
             v = min(max(v, _ZERO), np.float32(h + 1))
             left, top = np.int32(u), np.int32(v)
-            u -= np.float32(left)
-            v -= np.float32(top)
-            upper = framed[top, left] * (_ONE - u) + framed[top, left + 1] * u
-            lower = framed[top + 1, left] * (_ONE - u) + framed[top + 1, left + 1] * u
-            out[r, s, i] = (upper * (_ONE - v) + lower * v) * gain - offset
+            places[s], rights[s], downs[s] = top * row + left, u - np.float32(left), v - np.float32(top)
+        for s in range(w):
+            place, right = np.uintp(places[s]), rights[s]  # unsigned: numba would ask whether it is negative
+            upper = flat[place] * (_ONE - right) + flat[place + _NEXT] * right
+            place += np.uintp(row)
+            lower = flat[place] * (_ONE - right) + flat[place + _NEXT] * right
+            out[r, s, i] = (upper * (_ONE - downs[s]) + lower * downs[s]) * gain - offset
