@@ -27,7 +27,7 @@ def convolve(x, weights, out, stride, padding, depthwise, transposed, frame):
 
     Weights (C', C, K, K); if `depthwise`, (C, 1, K, K), and `frame` has room for a plane of x with a border of K - 1.
     """
-    if depthwise and stride == 1 and weights.shape[2] == 3:
+    if depthwise and stride == 1 and weights.shape[2] == 3 and padding < 3:
         _convolve_depthwise(x, weights, out, padding, transposed, frame)
         return
     n_out, out_h, out_w, n = out.shape

@@ -2,9 +2,10 @@
 
 from numpy.lib.stride_tricks import as_strided
 
+from nas_mnist.kernels import vectors
 from nas_mnist.kernels.compilation import kernel
 
-LINE = 16  # numbers of a cache line
+LINE = vectors.LINE // 4  # numbers of a cache line
 
 
 @kernel

@@ -110,9 +110,8 @@ def _emit_depthwise(builder, n_rows, x, x_row, n, weights, out, out_row, length)
         sums = [constant(builder, 0.0, 1).values[0]] * n_rows
         for u in range(n_rows + 2):
             for v in range(3):
-                pixel = load(
-                    builder, address(builder, sources[u], builder.add(place, builder.mul(n, INT(v)))), 1
-                ).values[0]
+                beside = builder.add(place, builder.mul(n, INT(v)))
+                pixel = load(builder, address(builder, sources[u], beside), 1).values[0]
                 for r in range(max(0, u - 2), min(n_rows, u + 1)):
                     sums[r] = multiply_add(builder, pixel, factors[3 * (u - r) + v], sums[r])
         for r in range(n_rows):

@@ -10,11 +10,10 @@ from itertools import accumulate, groupby
 import numpy as np
 
 from nas_mnist.kernels.instructions import ACTIVATION_COLUMNS, COLUMNS, Curve, Mode, Op
-from nas_mnist.kernels.maps import plane_size
+from nas_mnist.kernels.maps import LINE, plane_size
 from nas_mnist.kernels.vectors import padded
 from nas_mnist.model.architecture import INPUT_CHANNELS, INPUT_SIDE, Architecture, Conv, GlobalPool, LayerShape, MaxPool
 
-ALIGNMENT = 16  # numbers: 64 bytes, a cache line
 NONE = -1
 BACKWARD = {  # what an operation needs in a program that trains
     Op.CONVOLVE: (Op.WEIGHT_GRADIENT, Op.INPUT_GRADIENT),
@@ -363,7 +362,7 @@ class _Layout:
         )
 
     def _take(self, size: int) -> int:
-        start = -(-self.end // ALIGNMENT) * ALIGNMENT
+        start = -(-self.end // LINE) * LINE
         self.end = start + size
         return start
 

@@ -36,7 +36,7 @@ LINES = [
     "c6 d16 d9 M c16k1- d16s2 d24p1 c10k1- G | act-norm",
     "c4p1 c8s2p1 M c8k1+b- c7r c10k3- G",
     "d5 c6p1 d33p1 M c7k1 M d8p1 d9k5p2 G c10k1-",
-    "M c5p2 M d6k1 c8k1s2 c10- G",
+    "M c5p2 M d6k1 d4p3 c8k1s2 c10- G",
     "c3r M d4r d6+br c5- M c10k1- G | act-norm",
     "c10k28-",
     "c5 d9 M c7k1- d6s2p1 c8r M c10k1- G | hardswish",
