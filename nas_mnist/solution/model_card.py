@@ -129,7 +129,9 @@ def _embedded(record: dict[str, Any]) -> str:
     lost = 100 * (record["test_accuracy"] - int8)
     told = (
         f"`model_int8.onnx` computes in bytes: {int8:.2%} of the test set, {record['test_accuracy']:.2%} in float32 "
-        f"(lost: {lost:+.2f} points). It was quantised after the training, calibrated on {n_images:,} training images."
+        f"(lost: {lost:+.2f} points). It was quantised after the training, calibrated on {n_images:,} training images. "
+        "Where an x86 processor has AVX2 and no VNNI, onnxruntime needs `session.x64quantprecision` set to 1 in its "
+        "session's options: without, sums overflow there."
     )
     measured = _measured(record["c"], record) if "c" in record else "`nas-mnist export --c` writes it as C, too."
     return f"## On a microcontroller\n\n{told}\n\n{measured}"

@@ -11,18 +11,21 @@ import argparse
 import math
 import re
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jobs import append, read
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial
 from ranking import FOLDER, interval, spearman
 
+from nas_mnist.data.unpacking import default_data_dir, prepare
 from nas_mnist.model.architecture import parse
 from nas_mnist.study import studies
 from nas_mnist.study.predictor import Predictor
@@ -246,6 +249,30 @@ def _draw_search(axes: Axes, name: str, rows: list[dict[str, Any]]) -> None:
     if confirmed := [row for row in rows if row["confirmed"]]:
         error = 100 * (1 - max(map(_confirmed, confirmed)))
         axes.plot(epochs[-1], error, "o", color=line.get_color(), markersize=8)
+
+
+def trial_of(search: str, trial: int) -> dict[str, Any]:
+    """What is kept of it."""
+    (row,) = [row for row in read(DATA) if (row["search"], row["trial"]) == (search, trial)]
+    return row
+
+
+def train_or_show(description: str, run: Callable[[str, int], None], table: Callable[[], str]) -> None:
+    """The commands of a benchmark that trains trials of a search again: `train SEARCH TRIAL …` and `table`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    training = commands.add_parser("train")
+    training.add_argument("search")
+    training.add_argument("trials", nargs="+", type=int)
+    commands.add_parser("table")
+    arguments = parser.parse_args()
+    if arguments.command == "table":
+        print(table())
+        return
+    torch.set_num_threads(1)
+    prepare(default_data_dir())
+    for trial in arguments.trials:
+        run(arguments.search, trial)
 
 
 def main() -> None:

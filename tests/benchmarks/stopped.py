@@ -7,17 +7,15 @@ The networks are trials of a search in `studies/ranking/searches.jsonl`, trained
 that their size has; a run a line is added to `stopped.jsonl`.
 """
 
-import argparse
 from itertools import groupby
 
-import torch
 from jobs import append, read
 from ranking import FOLDER
-from searches import DATA as SEARCHES
+from searches import train_or_show, trial_of
 
 from nas_mnist.data.folds import search_split
 from nas_mnist.data.images import load_train
-from nas_mnist.data.unpacking import default_data_dir, prepare
+from nas_mnist.data.unpacking import default_data_dir
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.network import build
 from nas_mnist.study.pruner import AVERAGED_EPOCHS
@@ -30,22 +28,9 @@ SEEDS = (0, 1)
 (RUNG,) = AVERAGED_EPOCHS
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    training = commands.add_parser("train")
-    training.add_argument("search")
-    training.add_argument("trials", nargs="+", type=int)
-    commands.add_parser("table")
-    arguments = parser.parse_args()
-    if arguments.command == "table":
-        print(table())
-        return
-    torch.set_num_threads(1)
-    prepare(default_data_dir())
-    for trial in arguments.trials:
-        for seed in SEEDS:
-            run(arguments.search, trial, seed)
+def train_twice(search: str, trial: int) -> None:
+    for seed in SEEDS:
+        run(search, trial, seed)
 
 
 def run(search: str, trial: int, seed: int) -> None:
@@ -58,11 +43,6 @@ def run(search: str, trial: int, seed: int) -> None:
     losses = {"averaged_loss": epochs[RUNG - 1].averaged_loss, "loss": epochs[-1].eval_loss}
     rounded = {name: round(loss, 5) for name, loss in losses.items()}
     append(DATA, [{"search": search, "trial": trial, "seed": seed} | rounded | {"accuracy": epochs[-1].eval_accuracy}])
-
-
-def trial_of(search: str, trial: int) -> dict:
-    (row,) = [row for row in read(SEARCHES) if (row["search"], row["trial"]) == (search, trial)]
-    return row
 
 
 def table() -> str:
@@ -86,4 +66,4 @@ def thousandths(loss: float | None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    train_or_show(__doc__, train_twice, table)

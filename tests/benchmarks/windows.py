@@ -7,19 +7,17 @@ The networks are trials of a search in `studies/ranking/searches.jsonl`, trained
 augmentation that their size has now; a result a line is added to `windows.jsonl`.
 """
 
-import argparse
 import statistics
 from dataclasses import replace
 
 import numpy as np
-import torch
 from jobs import append, read
 from ranking import FOLDER
-from searches import DATA as SEARCHES
+from searches import train_or_show, trial_of
 
 from nas_mnist.data.folds import search_split
 from nas_mnist.data.images import Images, load_train
-from nas_mnist.data.unpacking import default_data_dir, prepare
+from nas_mnist.data.unpacking import default_data_dir
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.network import Network, build
 from nas_mnist.study.space import reference_recipe
@@ -47,8 +45,7 @@ class Means:
 
 
 def run(search: str, number: int) -> None:
-    (row,) = [row for row in read(SEARCHES) if (row["search"], row["trial"]) == (search, number)]
-    split = search_split(load_train(default_data_dir()))
+    row, split = trial_of(search, number), search_split(load_train(default_data_dir()))
     network = parse(row["architecture"])
     recipe = replace(reference_recipe(size=network.n_parameters), **row["recipe"])
     seed = int(np.random.SeedSequence([int(search.split("seed ")[1][0]), number]).generate_state(1)[0])
@@ -73,22 +70,5 @@ def table() -> str:
     return markdown_table(header, body, "l" + "r" * (len(header) - 1))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    training = commands.add_parser("train")
-    training.add_argument("search")
-    training.add_argument("trials", nargs="+", type=int)
-    commands.add_parser("table")
-    arguments = parser.parse_args()
-    if arguments.command == "table":
-        print(table())
-        return
-    torch.set_num_threads(1)
-    prepare(default_data_dir())
-    for number in arguments.trials:
-        run(arguments.search, number)
-
-
 if __name__ == "__main__":
-    main()
+    train_or_show(__doc__, run, table)

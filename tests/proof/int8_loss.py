@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import numpy_helper
 
 from nas_mnist.data.images import load_test
 from nas_mnist.data.unpacking import default_data_dir, prepare
 from nas_mnist.solution.folding import fold
-from nas_mnist.solution.predict import INT8, load
+from nas_mnist.solution.predict import INT8, load, onnx_session
 from nas_mnist.solution.quantise import float_graph
 from nas_mnist.training.augmentation import normalise
 
@@ -48,8 +47,7 @@ def outputs(model: onnx.ModelProto, names: list[str], images: np.ndarray) -> lis
     opened.CopyFrom(model)
     known = {output.name for output in model.graph.output}
     opened.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
-    session = onnxruntime.InferenceSession(opened.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(names, {"images": images})
+    return onnx_session(opened.SerializeToString()).run(names, {"images": images})
 
 
 def _compare_images(floats: np.ndarray, int8: np.ndarray, labels: np.ndarray) -> None:
