@@ -199,7 +199,7 @@ def onnx_logits(model: bytes, images: Images) -> Tensor:
     return torch.from_numpy(np.concatenate([session.run(None, {"images": batch})[0] for batch in batches]))
 
 
-def onnx_session(model: bytes):
+def onnx_session(model: bytes) -> Any:
     """An onnxruntime that runs this file on the CPU, int8 to the last bit as it is meant."""
     require(Extra.export)
     import onnxruntime
