@@ -145,8 +145,8 @@ def _emit_convolution(builder, n_outputs, x, taps, n_taps, n_channels, plane, we
 def _emit_gradient(builder, n_outputs, n_taps, grad, grad_plane, x, taps, n, sums):
     sources = [address(builder, x, load_int(builder, taps, INT(t))) for t in range(n_taps)]
     rows = [address(builder, grad, builder.mul(grad_plane, INT(o))) for o in range(n_outputs)]
-    before = load(builder, sums, n_outputs * n_taps).values
-    with Loop(builder, builder.sdiv(n, INT(LANES)), before) as loop:
+    zeros = constant(builder, 0.0, n_outputs * n_taps).values
+    with Loop(builder, builder.sdiv(n, INT(LANES)), zeros) as loop:
         place = builder.mul(loop.index, INT(LANES))
         pixels = [load(builder, address(builder, source, place), 1).values[0] for source in sources]
         for o in range(n_outputs):
@@ -154,4 +154,5 @@ def _emit_gradient(builder, n_outputs, n_taps, grad, grad_plane, x, taps, n, sum
             for t in range(n_taps):
                 k = o * n_taps + t
                 loop.results[k] = multiply_add(builder, gradient, pixels[t], loop.values[k])
-    store(builder, Vectors(builder, loop.finals), sums)
+    # A row by itself: a long sum in float32 loses the small numbers.
+    store(builder, load(builder, sums, n_outputs * n_taps) + Vectors(builder, loop.finals), sums)

@@ -75,7 +75,7 @@ def assert_gradients_are_those_of(exact, program, tolerance: float = 1e-4, singl
         gradient = parameter.grad
         actual = torch.from_numpy(program.array(name, gradient=True)).double()
         rounding = (single.get_parameter(name).grad - gradient).abs().max().item() if single else 0.0
-        allowed = max(tolerance * gradient.abs().max().item(), 10 * rounding) + 2e-5 * largest
+        allowed = max(tolerance * gradient.abs().max().item(), 10 * rounding) + 1e-5 * largest
         assert (actual - gradient).abs().max().item() <= allowed, name
 
 
