@@ -35,6 +35,7 @@ class Dataset:
     by_mass: bool = False
     split: str | None = None  # that torchvision's class is asked for
     transposed: bool = False  # rows and columns, in the files
+    slanted: bool = False  # writing that leans one way or the other: what a search proposes is given it upright
 
     @property
     def study(self) -> str:
@@ -51,6 +52,7 @@ MNIST = Dataset(
     normalisation=CUSTOMARY,
     box=20,
     by_mass=True,
+    slanted=True,
 )
 _SIBLINGS = (
     Dataset(
@@ -87,6 +89,7 @@ _SIBLINGS = (
         n_test_images=60_000,  # the whole reconstructed test set; its first 10,000 are those of MNIST
         box=20,
         by_mass=True,
+        slanted=True,
     ),
     Dataset(
         "emnist-digits",
@@ -103,6 +106,7 @@ _SIBLINGS = (
         box=24,
         split="digits",
         transposed=True,
+        slanted=True,
     ),
 )
 DATASETS = {dataset.name: dataset for dataset in (MNIST, *_SIBLINGS)}

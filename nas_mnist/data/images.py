@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nas_mnist.data.datasets import MNIST, Dataset, Normalisation
+from nas_mnist.data.deskew import deskew
 from nas_mnist.errors import DataError
 
 NORMALISATION_FILE = "normalisation.json"
@@ -24,13 +25,15 @@ class Images:
     """Labelled images, or the part of them that `indices` names; nothing is copied.
 
     `pixels` (N, 28, 28) uint8 with 0 the background, `labels` (N,) int64, `indices` (M,) int64. `normalisation` is that
-    of the dataset's training images, whatever part this is.
+    of the dataset's training images, whatever part this is. `upright` are the pixels made upright: they are kept beside
+    the others, because a network that is given them sees them many times.
     """
 
     pixels: Tensor
     labels: Tensor
     indices: Tensor
     normalisation: Normalisation
+    upright: Tensor | None = None  # None: not worked out yet
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -52,9 +55,18 @@ class Images:
     def part(self, indices: Tensor) -> "Images":
         return replace(self, indices=indices.to(self.indices.device))
 
+    def deskewed(self) -> "Images":
+        """The same images made upright, see `deskew`."""
+        upright = deskew(self.pixels).to(torch.uint8) if self.upright is None else self.upright
+        return replace(self, pixels=upright, upright=upright)
+
     def to(self, device: torch.device) -> "Images":
         return replace(
-            self, pixels=self.pixels.to(device), labels=self.labels.to(device), indices=self.indices.to(device)
+            self,
+            pixels=self.pixels.to(device),
+            labels=self.labels.to(device),
+            indices=self.indices.to(device),
+            upright=None if self.upright is None else self.upright.to(device),
         )
 
 
@@ -74,9 +86,11 @@ def _load(dataset: Dataset, folder: Path, name: str) -> Images:
     try:
         pixels = np.load(folder / f"{name}_images.npy", mmap_mode="c")
         labels = np.load(folder / f"{name}_labels.npy")
+        upright = np.load(folder / f"{name}_upright.npy", mmap_mode="c")
         normalisation = dataset.normalisation or Normalisation(**json.loads((folder / NORMALISATION_FILE).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise DataError(
             f"{dataset.title} in {folder} cannot be read ({error}): delete that folder and run again"
         ) from error
-    return Images(torch.from_numpy(pixels), torch.from_numpy(labels), torch.arange(len(labels)), normalisation)
+    indices = torch.arange(len(labels))
+    return Images(torch.from_numpy(pixels), torch.from_numpy(labels), indices, normalisation, torch.from_numpy(upright))

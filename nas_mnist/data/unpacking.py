@@ -20,16 +20,20 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import torch
 from filelock import FileLock
 from platformdirs import user_cache_path
 
 from nas_mnist.data.datasets import MNIST, Dataset, Normalisation
+from nas_mnist.data.deskew import deskew
 from nas_mnist.data.images import NORMALISATION_FILE
 from nas_mnist.errors import DataError
-from nas_mnist.files import folder_beside
+from nas_mnist.files import folder_beside, whole_file
 
 _PACKAGED = Path(__file__).parent / "mnist"
-_ARRAYS = tuple(f"{name}.npy" for name in ("train_images", "train_labels", "test_images", "test_labels"))
+_PARTS = ("train", "test")
+_UPRIGHT = tuple(f"{part}_upright.npy" for part in _PARTS)
+_ARRAYS = tuple(f"{part}_{kind}.npy" for part in _PARTS for kind in ("images", "labels"))
 
 
 def default_data_dir() -> Path:
@@ -50,6 +54,10 @@ def prepare(data_dir: Path, dataset: Dataset = MNIST) -> None:
             with FileLock(data_dir / f"{dataset.name}.lock"):
                 if not folder.exists():
                     _unpack(dataset, data_dir, folder)
+        if _is_older(folder):
+            with FileLock(data_dir / f"{dataset.name}.lock"):
+                if _is_older(folder):
+                    _add_upright(folder)
     except OSError as error:
         raise DataError(
             f"the data folder must be writable; {data_dir}: {error.strerror or error}: name another", "data_dir"
@@ -58,9 +66,9 @@ def prepare(data_dir: Path, dataset: Dataset = MNIST) -> None:
 
 
 def checksums(data_dir: Path, dataset: Dataset = MNIST) -> dict[str, str]:
-    """The md5 of each file, as written when the data was unpacked."""
+    """The md5 of each file that the dataset is, as written when the data was unpacked."""
     lines = (data_dir / dataset.name / "md5").read_text().splitlines()
-    return {name: digest for digest, name in (line.split() for line in lines)}
+    return {name: digest for digest, name in (line.split() for line in lines) if name not in _UPRIGHT}
 
 
 def _unpack(dataset: Dataset, data_dir: Path, folder: Path) -> None:
@@ -75,8 +83,26 @@ def _unpack(dataset: Dataset, data_dir: Path, folder: Path) -> None:
             np.save(unpacked / f"{name}_labels.npy", labels)
             if train and dataset.normalisation is None:
                 (unpacked / NORMALISATION_FILE).write_text(json.dumps(asdict(measure(images))) + "\n")
-        (unpacked / "md5").write_text("".join(f"{_md5(unpacked / name)}  {name}\n" for name in _files(dataset)))
+        (unpacked / "md5").write_text("".join(_md5_line(unpacked / name) for name in _files(dataset)))
+        _add_upright(unpacked)
         unpacked.rename(folder)
+
+
+def _is_older(folder: Path) -> bool:
+    """Whether it was unpacked by a version that knew no upright images."""
+    with contextlib.suppress(OSError, ValueError):  # which `_verify` tells
+        return _UPRIGHT[0] not in (folder / "md5").read_text()
+    return False
+
+
+def _add_upright(folder: Path) -> None:
+    """Make the images upright, once for all who read them; the checksums come last, so that being killed is no harm."""
+    for part, name in zip(_PARTS, _UPRIGHT, strict=True):
+        images = torch.from_numpy(np.load(folder / f"{part}_images.npy"))
+        with whole_file(folder / name) as path:
+            np.save(path, torch.cat([deskew(some).to(torch.uint8) for some in images.split(1000)]).numpy())
+    with whole_file(folder / "md5") as path:
+        path.write_text((folder / "md5").read_text() + "".join(_md5_line(folder / name) for name in _UPRIGHT))
 
 
 def _fetch(dataset: Dataset, data_dir: Path, root: Path) -> None:
@@ -173,7 +199,7 @@ def measure(images: np.ndarray) -> Normalisation:
 
 
 def _files(dataset: Dataset) -> tuple[str, ...]:
-    """What is in a folder of unpacked data, besides the checksums."""
+    """What is in a folder of unpacked data, besides the checksums and the images made upright."""
     return _ARRAYS if dataset.normalisation else (*_ARRAYS, NORMALISATION_FILE)
 
 
@@ -181,13 +207,17 @@ def _verify(dataset: Dataset, folder: Path) -> None:
     try:
         lines = [line.split() for line in (folder / "md5").read_text().splitlines()]
         damaged = [name for digest, name in lines if _md5(folder / name) != digest]
-        damaged += ["md5"] * (tuple(name for _, name in lines) != _files(dataset))
+        damaged += ["md5"] * (tuple(name for _, name in lines) != (*_files(dataset), *_UPRIGHT))
     except (OSError, ValueError) as error:
         damaged = [getattr(error, "filename", None) or "md5"]
     if damaged:
         raise DataError(
             f"{dataset.title} in {folder} is damaged ({Path(damaged[0]).name}): delete that folder and run again"
         )
+
+
+def _md5_line(path: Path) -> str:
+    return f"{_md5(path)}  {path.name}\n"
 
 
 def _md5(path: Path) -> str:

@@ -12,6 +12,7 @@ An architecture is one readable line, layers first, options behind a bar:
     r       activation, no normalisation          dropout=R      rate R after every convolution but the last
     -       bare: nothing follows                 elementwise    dropout of elements instead of channels
                                                   hardswish      x·min(max(x + 3, 0), 6) / 6 instead of ReLU
+                                                  deskew         the image made upright before the first layer
 
 Suffixes stand in the order k, s, p, +b, then r or -. A depthwise-separable convolution is a depthwise K×K convolution,
 normalisation, activation, and a 1×1 convolution. Convolutions after `G` act on a 1×1 map: they are the dense layers.
@@ -149,6 +150,9 @@ class Architecture:
     dropout: float = 0.0
     elementwise_dropout: bool = False
     activation: Activation = "relu"  # hardswish: A. Howard et al., Searching for MobileNetV3, 2019, arXiv 1905.02244
+    # Without parameters, see `data.deskew`. After Y. LeCun et al., Gradient-Based Learning Applied to Document
+    # Recognition, 1998, whose linear classifiers, neighbours and dense networks gain by it.
+    deskewed: bool = False
 
     def __post_init__(self) -> None:
         if self.activation != "relu" and not self.norm_first:
@@ -171,6 +175,7 @@ class Architecture:
         options += [f"dropout={self.dropout!r}"] * (self.dropout > 0)
         options += ["elementwise"] * self.elementwise_dropout
         options += [self.activation] * (self.activation != "relu")
+        options += ["deskew"] * self.deskewed
         return " | ".join([self.line, " ".join(options)] if options else [self.line])
 
     @property
@@ -330,10 +335,12 @@ def _parse_option(architecture: Architecture, token: str, position: int) -> Arch
         return replace(architecture, elementwise_dropout=True)
     if token == "hardswish":
         return replace(architecture, activation="hardswish")
+    if token == "deskew":
+        return replace(architecture, deskewed=True)
     name, _, value = token.partition("=")
     if name == "dropout" and re.fullmatch(r"[0-9]*\.?[0-9]+(e-?[0-9]{1,3})?", value):
         return replace(architecture, dropout=float(value))
     raise ArchitectureError(
-        f"`{token}` at position {position} is no option: write act-norm, elementwise, hardswish, or dropout=RATE "
-        "(0 <= RATE < 1)"
+        f"`{token}` at position {position} is no option: write act-norm, elementwise, hardswish, deskew, or "
+        "dropout=RATE (0 <= RATE < 1)"
     )

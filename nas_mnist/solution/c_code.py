@@ -40,6 +40,10 @@ class _Layer:
     in_place: bool = False
 
 
+DESKEW = _Layer("deskew({x}, {y});", INPUT_SIDE**2, INPUT_SIDE**2, "the image made upright")
+FLOAT_DESKEWING = "\n    static uint8_t upright[MODEL_PIXELS];\n    deskew(pixels, upright);"
+
+
 @dataclass(frozen=True)
 class _Program:
     """The layers of one of the two functions, and where their maps lie in the buffer."""
@@ -79,12 +83,21 @@ class _Program:
         return f"{self.places[-1]} + " if self.places[-1] else ""
 
 
-def write(folder: Path, steps: Sequence[FoldedStep], quantised: Quantised, headline: str, like: Normalisation) -> None:
-    """Write the four files into a new folder.
+def write(
+    folder: Path,
+    steps: Sequence[FoldedStep],
+    quantised: Quantised,
+    headline: str,
+    like: Normalisation,
+    *,
+    deskewed: bool = False,
+) -> None:
+    """Write the four files into a new folder; `deskewed` makes the image upright before the first step.
 
     Raises `SolutionError` if a layer is none that this writer knows; nothing is written then.
     """
-    int8 = _Program(tuple(layer for step in quantised.steps for layer in _int8_layers(step)), reads_pixels=True)
+    first = [DESKEW] * deskewed
+    int8 = _Program((*first, *(layer for step in quantised.steps for layer in _int8_layers(step))), reads_pixels=True)
     floats = _Program(tuple(layer for step in steps for layer in _float_layers(step)), reads_pixels=False)
     values = {
         "headline": headline,
@@ -93,7 +106,7 @@ def write(folder: Path, steps: Sequence[FoldedStep], quantised: Quantised, headl
         "mean": _float(like.mean),
         "std": _float(like.std),
         "int8_ram": f"{int8.n_values:,}",
-        "float_ram": f"{4 * floats.n_values:,}",
+        "float_ram": f"{4 * floats.n_values + INPUT_SIDE**2 * deskewed:,}",
         "int8_constants": "\n\n".join(
             _int8_constants(s) for s in quantised.steps if isinstance(s, QuantisedConvolution)
         ),
@@ -103,6 +116,8 @@ def write(folder: Path, steps: Sequence[FoldedStep], quantised: Quantised, headl
         "int8_zero": quantised.zero,
         "int8_scale": _float(quantised.scale),
         "float_constants": "\n\n".join(_float_constants(s) for s in steps if isinstance(s, FoldedConvolution)),
+        "float_deskewing": FLOAT_DESKEWING * deskewed,
+        "float_pixels": "upright" if deskewed else "pixels",
         "float_size": floats.n_values,
         "float_layers": floats.source(),
         "float_last": floats.result,

@@ -1,8 +1,12 @@
 """Architecture → the source of a module that a person could have written, and the names its weights have there."""
 
 import inspect
+from collections.abc import Callable
+
+from torch import Tensor
 
 from nas_mnist.data.datasets import CUSTOMARY, MNIST, Dataset, Normalisation
+from nas_mnist.data.deskew import deskew, upright
 from nas_mnist.model.architecture import Architecture, Conv
 from nas_mnist.solution import preprocess
 from nas_mnist.solution.walk import Convolution, Pool, Step, walk
@@ -58,8 +62,13 @@ def generate(
         line=str(architecture),
         definitions="\n".join(_definitions(architecture)),
         forward="\n".join(_forward(architecture)),
+        deskewing="".join(f"{inspect.getsource(function)}\n\n" for function in _deskewing(architecture)),
         reading="\n\n".join(inspect.getsource(function) for function in _READING),
     )
+
+
+def _deskewing(architecture: Architecture) -> tuple[Callable[..., Tensor], ...]:
+    return (deskew, upright) if architecture.deskewed else ()
 
 
 def _commented(code: str, comment: str) -> str:
@@ -76,7 +85,7 @@ def _definitions(architecture: Architecture) -> list[str]:
 
 
 def _forward(architecture: Architecture) -> list[str]:
-    lines = []
+    lines = [_commented("x = upright(x, MEAN, STD)", "(B, 1, 28, 28)")] * architecture.deskewed
     last_conv = max(i for i, layer in enumerate(architecture.layers) if isinstance(layer, Conv))
     for index, (layer, steps) in enumerate(zip(architecture.layers, walk(architecture), strict=True)):
         for step in steps:
@@ -127,7 +136,7 @@ CLASSES = ({classes})
 MEAN, STD = {mean}, {std}  # of the training images
 
 
-class Model(nn.Module):
+{deskewing}class Model(nn.Module):
     """Images (B, 1, 28, 28), (x / 255 - {mean}) / {std} with the ink bright → logits (B, 10)."""
 
     def __init__(self):

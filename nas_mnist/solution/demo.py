@@ -38,6 +38,7 @@ FACTS = (  # of `solution.json`, for the head of the page
     "n_train_images",
 )
 
+_DESKEW = {"token": "deskew", "what": "the image made upright", "n_parameters": 0, "steps": [{"name": "deskew"}]}
 _TEMPLATE = Path(__file__).with_name("demo.html")
 _PLACE = "{{solution}}"
 
@@ -77,7 +78,8 @@ def layers(network: Network) -> list[dict[str, Any]]:
     """What the network does, step by step: one entry for each token of its line, two for a separable convolution."""
     tokens = map(str, network.architecture.layers)
     steps = zip(tokens, walk(network.architecture), strict=True)
-    return [_entry(token, step, network) for token, steps_of_token in steps for step in steps_of_token]
+    entries = [_entry(token, step, network) for token, steps_of_token in steps for step in steps_of_token]
+    return [_DESKEW, *entries] if network.architecture.deskewed else entries
 
 
 def _entry(token: str, step: Step, network: Network) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from nas_mnist.model.network import Network
 from nas_mnist.solution import c_code, firmware
 from nas_mnist.solution.folding import FoldedStep, fold
 from nas_mnist.solution.predict import INT8, onnx_logits
-from nas_mnist.solution.quantise import Quantised, quantise, read
-from nas_mnist.training.augmentation import normalise
+from nas_mnist.solution.quantise import Quantised, behind_deskewing, quantise, read
+from nas_mnist.training.augmentation import normalise, seen_by
 
 C_FOLDER = "c"
 N_CALIBRATION_IMAGES = 1000  # of the training images, evenly spaced
@@ -26,6 +26,7 @@ class Int8:
     """A network as it is computed in bytes: the steps it was made of, what they became, and the test set's logits."""
 
     steps: list[FoldedStep]
+    deskewed: bool  # the image, before the first step
     quantised: Quantised
     logits: Tensor  # (N, 10)
 
@@ -34,10 +35,14 @@ def write_int8(network: Network, train_images: Images, test_images: Images, fold
     """Quantise the network, write the ONNX file, and run it over the test set."""
     steps = fold(network)
     chosen = torch.arange(N_CALIBRATION_IMAGES) * (len(train_images) // N_CALIBRATION_IMAGES)
-    model = quantise(steps, normalise(train_images.select(chosen)[0], train_images.normalisation).numpy())
+    pixels, _ = seen_by(network, train_images).select(chosen)
+    model = quantise(steps, normalise(pixels, train_images.normalisation).numpy())
+    quantised = read(model, steps)
+    if network.architecture.deskewed:
+        model = behind_deskewing(model, train_images.normalisation)
     content = model.SerializeToString(deterministic=True)
     (folder / INT8).write_bytes(content)
-    return Int8(steps, read(model, steps), onnx_logits(content, test_images))
+    return Int8(steps, network.architecture.deskewed, quantised, onnx_logits(content, test_images))
 
 
 def write_c(int8: Int8, headline: str, test_images: Images, folder: Path) -> dict[str, Any]:
@@ -45,7 +50,8 @@ def write_c(int8: Int8, headline: str, test_images: Images, folder: Path) -> dic
 
     Raises `SolutionError` if a layer cannot be written, or if the C predicts otherwise than onnxruntime does.
     """
-    c_code.write(folder / C_FOLDER, int8.steps, int8.quantised, headline, test_images.normalisation)
+    like = test_images.normalisation
+    c_code.write(folder / C_FOLDER, int8.steps, int8.quantised, headline, like, deskewed=int8.deskewed)
     missing = firmware.missing()
     if missing:
         return {"not_measured": f"without {' and '.join(missing)}", "boards": []}

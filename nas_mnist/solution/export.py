@@ -5,24 +5,21 @@ checked: the weights classify as many test images as retraining saw, and the gen
 logits of the trained network on the whole test set. The page needs a browser to be checked; the tests do that.
 """
 
-import contextlib
 import ctypes
 import hashlib
 import importlib.util
 import json
-import logging
 import os
 import platform
 import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -51,9 +48,6 @@ from nas_mnist.training.augmentation import augment, normalise
 from nas_mnist.training.evaluation import predict
 from nas_mnist.views import figures
 from nas_mnist.views.ablation import ablation_figure
-
-if TYPE_CHECKING:
-    import onnx
 
 OPSET = 18
 TOLERANCE = 1e-4  # of logits, between PyTorch and ONNX
@@ -283,36 +277,12 @@ def _check_logits(name: str, logits: Tensor, judged: Judged) -> None:
 
 
 def _write_onnx(model: nn.Module, judged: Judged, path: Path) -> None:
-    """Write the ONNX file with any batch size, and run it in onnxruntime over the whole test set."""
-    import onnx
+    """Write the ONNX file, and run it in onnxruntime over the whole test set."""
+    from nas_mnist.solution.tracing import to_onnx  # what it needs is an extra
 
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(None):
-        warnings.simplefilter("ignore")  # of the exporter, about its own parts
-        program = torch.onnx.export(
-            model,
-            (torch.zeros(2, 1, 28, 28),),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes={"x": {0: torch.export.Dim("batch")}},
-            verbose=False,
-        )
-    assert program is not None  # it is None for the exporter before this one
-    onnx.save(_without_traces(program.model_proto), path)
-    _check_logits(ONNX, onnx_logits(path.read_bytes(), judged.images), judged)
-
-
-def _without_traces(proto: "onnx.ModelProto") -> "onnx.ModelProto":
-    """The exporter notes for every node the files and lines it comes from, on the machine that it ran on."""
-    import onnx
-
-    graph = proto.graph
-    for part in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        part.ClearField("metadata_props")
-    onnx.checker.check_model(proto, full_check=True)
-    return proto
+    content = to_onnx(model, ("images", "logits"), OPSET).SerializeToString()
+    path.write_bytes(content)
+    _check_logits(ONNX, onnx_logits(content, judged.images), judged)
 
 
 def _write_figures(retrained: Retrained, source: Source, judged: Judged, train_images: Images, folder: Path) -> None:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from nas_mnist.data.datasets import CUSTOMARY, DATASETS, Dataset, Normalisation
+from nas_mnist.data.deskew import upright
 from nas_mnist.data.images import Images, load_test
 from nas_mnist.data.unpacking import prepare
 from nas_mnist.errors import NasMnistError, SolutionError
@@ -141,6 +142,8 @@ def predict(solution: Solution, paths: Iterable[str]) -> Iterator[Prediction]:
         except (OSError, ValueError) as error:
             yield Prediction(path, error=_reason(error))
             continue
+        if solution.network.architecture.deskewed:
+            image = upright(image, **as_trained)
         with torch.no_grad():
             probabilities = solution.network(image).softmax(1)[0]
         number = int(probabilities.argmax())

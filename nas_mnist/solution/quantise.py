@@ -14,10 +14,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from torch import Tensor, nn
 
+from nas_mnist.data.datasets import Normalisation
+from nas_mnist.data.deskew import upright
 from nas_mnist.errors import SolutionError
 from nas_mnist.model.architecture import INPUT_SIDE, N_CLASSES
 from nas_mnist.solution.folding import FoldedConvolution, FoldedStep
+from nas_mnist.solution.tracing import to_onnx
 from nas_mnist.solution.walk import Pool
 
 INPUT, OUTPUT = "images", "logits"
@@ -60,6 +64,26 @@ def _activation(step: FoldedConvolution, x: str, y: str) -> list[onnx.NodeProto]
         return [helper.make_node("Relu", [x], [y], name)]
     alone = helper.make_node("Concat", [f"{y}.float"], [y], f"{name}.alone", axis=1)
     return [helper.make_node("HardSwish", [x], [f"{y}.float"], name), alone]
+
+
+def behind_deskewing(model: onnx.ModelProto, like: Normalisation) -> onnx.ModelProto:
+    """The network given images (B, 1, 28, 28) as they are, normalised, and making them upright itself."""
+    deskewing = to_onnx(_Upright(like), (INPUT, "upright"), OPSET)
+    deskewing.ir_version = model.ir_version
+    for opset in model.opset_import:
+        if opset.domain not in {own.domain for own in deskewing.opset_import}:
+            deskewing.opset_import.append(opset)
+    deskewing = onnx.compose.add_prefix(deskewing, "deskew.", rename_inputs=False)
+    return onnx.compose.merge_models(deskewing, model, io_map=[("deskew.upright", INPUT)])
+
+
+class _Upright(nn.Module):
+    def __init__(self, like: Normalisation):
+        super().__init__()
+        self._like = like
+
+    def forward(self, x: Tensor) -> Tensor:
+        return upright(x, self._like.mean, self._like.std)
 
 
 class _Batches(CalibrationDataReader):

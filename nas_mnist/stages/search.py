@@ -24,7 +24,7 @@ from nas_mnist.stages.trial import TrialSettings, WorkerDone, objective, to_cand
 from nas_mnist.study import space, studies
 from nas_mnist.study.pruner import RungPruner, best_first
 from nas_mnist.study.records import TrialCounts, TrialRecord, is_trained, leaderboard, n_epochs, warm_start_attributes
-from nas_mnist.study.sampler import DECIDED, EvolutionSampler
+from nas_mnist.study.sampler import EvolutionSampler, decided
 from nas_mnist.study.shared import SharedStudy, recover, requeue, until_trained
 from nas_mnist.study.space import Candidate, Parameters
 from nas_mnist.study.storage import experimental
@@ -194,12 +194,13 @@ def pruner(settings: SearchSettings) -> optuna.pruners.BasePruner:
 
 def sampler(settings: SearchSettings, seed: int) -> optuna.samplers.BaseSampler:
     """What proposes candidates; all but ours are there to be compared with, and draw the same kind of networks."""
-    ranges = space.distributions(settings.optimizer)
+    ranges, same = space.distributions(settings.optimizer), decided(settings.dataset)
     if settings.sampler == "evolution":
-        return EvolutionSampler(ranges, partial(to_candidate, settings), settings.reference_recipe, best_first, seed)
+        of, recipe = partial(to_candidate, settings), settings.reference_recipe
+        return EvolutionSampler(ranges, of, recipe, same, best_first, seed)
     others = {"tpe": optuna.samplers.TPESampler(seed=seed, n_startup_trials=20), "random": RandomSampler(seed)}
     with experimental():
-        return optuna.samplers.PartialFixedSampler(DECIDED, others[settings.sampler])
+        return optuna.samplers.PartialFixedSampler(same, others[settings.sampler])
 
 
 def _prepare_study(settings: SearchSettings, starts: Mapping[str, Parameters] | None = None) -> None:

@@ -76,6 +76,7 @@ def features(candidate: Candidate) -> np.ndarray:
             min((log(b / a) for a, b in pairwise(widths)), default=0.0),  # the narrowest bottleneck
             *_late_shares(convs),
             architecture.activation == "relu",
+            architecture.deskewed,
             architecture.dropout * 50,
             log(recipe.learning_rate),
             log(max(recipe.weight_decay, 1e-6)),

@@ -17,6 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
 
+from nas_mnist.data.datasets import Dataset
 from nas_mnist.model.architecture import Architecture
 from nas_mnist.study import space
 from nas_mnist.study.predictor import Predictor
@@ -30,9 +31,6 @@ KIND_SHARE = 0.2  # of the mutations that have the best of some kind as their pa
 MAX_ACTIVATIONS = 100_000  # for an image: what takes more is drawn again, because one such trial takes the time of many
 N_COMPARED = 12  # proposals, of which the one is made that the predictor thinks most of
 N_LEARNED = 12  # trials that it needs
-# The same in all that is proposed: hard-swish was better than ReLU in nearly every pair of networks, and what is drawn
-# uses the budget.
-DECIDED = {"activation": "hardswish", "fill": 1.0}
 N_PARENTS = 6  # all other mutations are of one of these many
 # Random draws keep to where networks are seldom poor, which mutations may leave: studies/README.md has the figures.
 DRAWN_CONVS = range(4, 9)  # 3×3 convolutions in all
@@ -40,6 +38,12 @@ DRAWN_GROWTH = 2.0  # of the widths, mostly
 DRAWN_SPREAD = 0.2  # standard deviation of the logarithm of the widths around the law, and of rate and decay
 PADDED_SHARE = 0.25
 WIDTH_SPREAD, GROWTH_SPREAD, RECIPE_SPREAD = 0.25, 0.3, 0.3  # the same of a mutation's changes
+
+
+def decided(dataset: Dataset) -> Parameters:
+    """What is the same in all that is proposed: what was better in nearly every pair, and the use of the budget."""
+    return {"activation": "hardswish", "deskew": dataset.slanted, "fill": 1.0}
+
 
 BestFirst = Callable[[Sequence[FrozenTrial]], list[FrozenTrial]]  # those that may be parents
 
@@ -58,7 +62,8 @@ class EvolutionSampler(BaseSampler):
 
     Of several proposals the one is made of which a predictor, fitted to what was tried, hopes most. `to_candidate` says
     what parameters come to: a draw that comes to a network that was tried before is drawn again. Random draws are
-    trained about as `recipe` says. `best_first` says which trials are good, those that were stopped among them.
+    trained about as `recipe` says; the parameters in `same` are the same in all proposals. `best_first` says which
+    trials are good, those that were stopped among them.
     """
 
     n_learned = N_LEARNED
@@ -68,11 +73,12 @@ class EvolutionSampler(BaseSampler):
         ranges: Mapping[str, BaseDistribution],
         to_candidate: Callable[[Parameters], Candidate],
         recipe: Recipe,
+        same: Parameters,
         best_first: BestFirst,
         seed: int,
     ):
         self._ranges, self._to_candidate, self._best_first = dict(ranges), to_candidate, best_first
-        self._recipe = recipe
+        self._recipe, self._same = recipe, same
         self._rng = np.random.default_rng(seed)
         self._tried: dict[int, Candidate] = {}  # by the number of the trial
         self._networks: set[Architecture] = set()  # of these
@@ -147,13 +153,13 @@ class EvolutionSampler(BaseSampler):
         parameters = draw(self._ranges, self._recipe, self._rng)
         while kind(parameters) != wanted:
             parameters = draw(self._ranges, self._recipe, self._rng)
-        return Proposal(parameters, "random")
+        return Proposal(parameters | self._same, "random")
 
     def _mutation(self, parent: FrozenTrial) -> Proposal:
         before = self._to_candidate(parent.params)
         parameters = parent.params
         while self._to_candidate(parameters) == before:  # some parameters do nothing in some networks
-            parameters = mutate(parent.params, self._ranges, self._rng)
+            parameters = mutate(parent.params, self._ranges, self._rng) | self._same
         return Proposal(
             parameters, f"mutation of trial {parent.number}: {difference(parent.params, parameters)}", parent.number
         )
@@ -185,11 +191,7 @@ def draw(ranges: Mapping[str, BaseDistribution], recipe: Recipe, rng: np.random.
         elif name in ("learning_rate", "weight_decay"):
             parameters[name] = _clip(distribution, exp(rng.normal(log(getattr(recipe, name)), DRAWN_SPREAD)))
     parameters["growth"] = _clip(ranges["growth"], exp(rng.normal(log(DRAWN_GROWTH), GROWTH_SPREAD)))
-    return parameters | {
-        "padding": int(rng.random() < PADDED_SHARE),
-        "dropout": 0.0,
-        **DECIDED,
-    }
+    return parameters | {"padding": int(rng.random() < PADDED_SHARE), "dropout": 0.0}
 
 
 TYPICAL = {f"transition_width_{b}": 0.7 for b in range(1, space.MAX_BLOCKS)}  # transitions narrow, as people's do
@@ -202,7 +204,7 @@ def mutate(parameters: Parameters, ranges: Mapping[str, BaseDistribution], rng: 
         names = [name for name in _used(changed) if name in ranges]
         name = names[rng.integers(len(names))]
         changed[name] = _mutate(name, changed[name], ranges[name], rng)
-    return changed | DECIDED
+    return changed
 
 
 def _used(parameters: Parameters) -> list[str]:

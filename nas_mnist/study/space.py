@@ -116,6 +116,7 @@ def distributions(optimizer: Optimizer = RECIPE.optimizer) -> dict[str, Distribu
         "head": CategoricalDistribution(HEADS),
         "head_width": width,
         "activation": CategoricalDistribution(ACTIVATIONS),
+        "deskew": CategoricalDistribution((False, True)),
         "fill": FloatDistribution(0.0, 1.0),
         "dropout": FloatDistribution(0.0, 0.02),
         "learning_rate": FloatDistribution(*LEARNING_RATES[optimizer], log=True),
@@ -235,7 +236,8 @@ def _build(parameters: Mapping[str, Any], widths: Mapping[str, int]) -> Architec
             _add_transition(layers, parameters["transition"], widths.get(f"transition_width_{b}", 0))
     _add_head(layers, parameters["head"], widths.get("head_width", 0), parameters["padding"])
     dropout = round(parameters["dropout"], 3)  # a line people read
-    return Architecture(tuple(layers), dropout=dropout, activation=parameters["activation"])
+    activation, deskewed = parameters["activation"], parameters["deskew"]
+    return Architecture(tuple(layers), dropout=dropout, activation=activation, deskewed=deskewed)
 
 
 def _add(layers: list[Layer], layer: Layer) -> None:
@@ -284,6 +286,7 @@ def to_parameters(candidate: Candidate, max_params: int | None = None) -> Parame
     parameters = {name: _lowest(distribution) for name, distribution in ranges.items()}
     parameters |= _relative_widths(parameters | _read_layers(architecture))
     parameters |= {"dropout": architecture.dropout, "activation": architecture.activation}
+    parameters |= {"deskew": architecture.deskewed}
     parameters |= {"fill": min(1.0, own / (max_params - 1)) if max_params else 1.0}
     parameters |= {n: getattr(recipe, n) for n in ("learning_rate", "weight_decay")}
     for name, distribution in ranges.items():

@@ -1,4 +1,4 @@
-"""Random affine augmentation of a whole batch on its device, and normalisation."""
+"""What a network is given of an image: upright or as it is, moved at random, normalised; whole batches on a device."""
 
 import math
 from dataclasses import asdict, dataclass, replace
@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nas_mnist.data.datasets import Normalisation
+from nas_mnist.data.images import Images
+from nas_mnist.model.network import Network
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,14 @@ class Augmentation:
     def times(self, strength: float) -> "Augmentation":
         """The same with all ranges so many times as wide."""
         return replace(self, **{name: strength * value for name, value in asdict(self).items()})
+
+
+def seen_by(network: Network, images: Images) -> Images:
+    """The images as the network's first layer is given them: upright, if its line says `deskew`.
+
+    It is done once, before any augmentation: a network has no weights before it.
+    """
+    return images.deskewed() if network.architecture.deskewed else images
 
 
 def normalise(pixels: Tensor, normalisation: Normalisation) -> Tensor:

@@ -10,7 +10,7 @@ from nas_mnist.data.images import Images
 from nas_mnist.kernels.instructions import Mode
 from nas_mnist.model.network import Network
 from nas_mnist.task import N_FINAL_EPOCHS
-from nas_mnist.training.augmentation import normalise
+from nas_mnist.training.augmentation import normalise, seen_by
 from nas_mnist.training.program import Program, can_compile
 
 EVALUATION_BATCH = {"cpu": 128, "cuda": 2500}  # a CPU is twice as fast while the maps fit its cache
@@ -31,6 +31,7 @@ def recalibrate(network: Network, images: Images) -> None:
     The running ones are of augmented images, which the network will not be asked about, and of the last batches.
     As `torch.optim.swa_utils.update_bn`; Y. Wu and J. Johnson, Rethinking "Batch" in BatchNorm, 2021, arXiv 2105.07576.
     """
+    images = seen_by(network, images)
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
@@ -57,12 +58,14 @@ def recalibrate(network: Network, images: Images) -> None:
 def predict(network: Network, images: Images) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits (B, 10) and labels (B,) of every image in order, batch by batch, in evaluation mode."""
     network.eval()
+    images = seen_by(network, images)
     for pixels, labels in images.batches(EVALUATION_BATCH[images.labels.device.type]):
         yield network(normalise(pixels, images.normalisation)), labels
 
 
 def evaluate(network: Network, images: Images) -> tuple[float, float]:
     """Mean cross-entropy in nats, and the fraction that is classified right."""
+    images = seen_by(network, images)
     if can_compile(network):
         size = min(PROGRAM_BATCH, len(images))
         n_steps = -(-len(images) // size)

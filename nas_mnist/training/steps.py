@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from nas_mnist.data.images import Images
 from nas_mnist.kernels.instructions import Mode
 from nas_mnist.model.network import Network
-from nas_mnist.training.augmentation import augment, draw_matrices
+from nas_mnist.training.augmentation import augment, draw_matrices, seen_by
 from nas_mnist.training.cuda_graph import CapturedStep
 from nas_mnist.training.optimizers import make_optimizer
 from nas_mnist.training.program import Program, can_compile
@@ -51,7 +51,7 @@ class CompiledSteps:
     """One call of a program for any number of steps; the network is up to date after each call."""
 
     def __init__(self, network: Network, recipe: Recipe, images: Images, generator: torch.Generator):
-        self._images, self._augmentation, self._generator = images, recipe.augmentation, generator
+        self._images, self._augmentation, self._generator = seen_by(network, images), recipe.augmentation, generator
         self._program = Program(network, Mode.TRAIN, recipe.batch_size, recipe)
         self._seed = int(torch.randint(2**62, (), generator=generator))  # of dropout
 
@@ -75,7 +75,8 @@ class PlainSteps:
         generator: torch.Generator,
         rates: Sequence[float] | None = None,
     ):
-        self._network, self._recipe, self._images, self._generator = network, recipe, images, generator
+        self._network, self._recipe, self._generator = network, recipe, generator
+        self._images = seen_by(network, images)
         self._optimizer = make_optimizer(network, recipe)
         self._loss_sum = torch.zeros((), device=generator.device)
         self._n_correct = torch.zeros((), dtype=torch.int64, device=generator.device)

@@ -29,6 +29,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from ranking import FOLDER
 from structures import error_text
 
+from nas_mnist.data.datasets import MNIST
 from nas_mnist.data.folds import CONFIRM_PARTITION, Split, fold, search_split, spread
 from nas_mnist.data.images import Images, load_train
 from nas_mnist.data.unpacking import default_data_dir, prepare
@@ -39,7 +40,7 @@ from nas_mnist.stages.trial import objective, to_candidate
 from nas_mnist.study import space
 from nas_mnist.study.pruner import RungPruner
 from nas_mnist.study.records import n_epochs
-from nas_mnist.study.sampler import DECIDED
+from nas_mnist.study.sampler import decided
 from nas_mnist.study.storage import Storage, experimental
 from nas_mnist.training.evaluation import final_accuracy
 from nas_mnist.training.loop import train
@@ -47,7 +48,7 @@ from nas_mnist.views.tables import markdown_table
 
 DATA = FOLDER / "peers.jsonl"
 MAX_PARAMS, N_IMAGES, N_EPOCHS, N_FOLDS = 1000, 5_000, 250, 4
-CPU = torch.device("cpu")
+CPU, SAME = torch.device("cpu"), decided(MNIST)
 Found = Iterator[tuple[int, float, dict[str, Any]]]  # epochs spent so far, accuracy of a finished trial, its parameters
 
 
@@ -77,7 +78,7 @@ def with_rungs(name: str, seed: int, split: Split) -> Found:
 def plain_optuna(seed: int, split: Split) -> Found:
     """Its default sampler and its default pruner, which are TPE and the median."""
     with experimental():
-        tpe = optuna.samplers.PartialFixedSampler(DECIDED, optuna.samplers.TPESampler(seed=seed))
+        tpe = optuna.samplers.PartialFixedSampler(SAME, optuna.samplers.TPESampler(seed=seed))
     study = optuna.create_study(direction="maximize", sampler=tpe)
     while True:
         trial = study.ask()
@@ -109,7 +110,7 @@ def syne_tune(kind: str, seed: int, split: Split) -> Found:
     while True:
         trial = Trial(number, scheduler.suggest().config, datetime.now())
         scheduler.on_trial_add(trial)
-        parameters = {**trial.config, **DECIDED}
+        parameters = {**trial.config, **SAME}
         accuracies = []
         for accuracy in accuracies_of(parameters, seed, number, split):
             accuracies.append(accuracy)
@@ -134,7 +135,7 @@ def syne_tunes_space() -> dict[str, Any]:
         kind = config_space.loguniform if distribution.log else config_space.uniform
         return kind(distribution.low, distribution.high)
 
-    return {name: of(d) for name, d in space.distributions().items() if name not in DECIDED}
+    return {name: of(d) for name, d in space.distributions().items() if name not in SAME}
 
 
 def accuracies_of(parameters: dict[str, Any], seed: int, number: int, split: Split) -> Iterator[float]:

@@ -29,19 +29,20 @@ from searches import searches
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.model_selection import cross_val_predict
 
+from nas_mnist.data.datasets import MNIST
 from nas_mnist.model.architecture import Architecture, Conv, parse
 from nas_mnist.study import space
 from nas_mnist.study.predictor import Predictor
 from nas_mnist.study.pruner import RUNGS, SHORT_EPOCHS, SHORT_RUN, RungPruner, best_first
 from nas_mnist.study.records import write_epochs, write_short_run
-from nas_mnist.study.sampler import DECIDED, EvolutionSampler, Proposal
+from nas_mnist.study.sampler import EvolutionSampler, Proposal, decided
 from nas_mnist.study.storage import experimental
 from nas_mnist.training.loop import EpochResult
 from nas_mnist.training.recipe import Recipe
 
 MAX_PARAMS, EPOCHS, MODEL_EPOCHS = 2000, 15, 3
 NOISE = {SHORT_RUN: 0.15, 5: 0.16, EPOCHS: 0.10}  # SD of what is seen at a rung, in log(error)
-RANGES = space.distributions()
+RANGES, SAME = space.distributions(), decided(MNIST)
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
@@ -168,12 +169,12 @@ def _candidate(parameters: dict[str, Any]) -> space.Candidate:
 
 
 def _ours(kind: type[EvolutionSampler], seed: int) -> BaseSampler:
-    return kind(RANGES, _candidate, space.reference_recipe(size=MAX_PARAMS), best_first, seed)
+    return kind(RANGES, _candidate, space.reference_recipe(size=MAX_PARAMS), SAME, best_first, seed)
 
 
 def _optunas(kind: Callable[..., BaseSampler], seed: int, **settings: Any) -> BaseSampler:
     with experimental():
-        return optuna.samplers.PartialFixedSampler(DECIDED, kind(seed=seed, **settings))
+        return optuna.samplers.PartialFixedSampler(SAME, kind(seed=seed, **settings))
 
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {

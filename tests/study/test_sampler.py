@@ -7,6 +7,7 @@ import numpy as np
 import optuna
 import pytest
 
+from nas_mnist.data.datasets import MNIST
 from nas_mnist.model.architecture import parse
 from nas_mnist.study import space
 from nas_mnist.study.records import TrialRecord
@@ -16,6 +17,7 @@ from nas_mnist.study.sampler import (
     N_LEARNED,
     N_RANDOM,
     EvolutionSampler,
+    decided,
     difference,
     draw,
     kind,
@@ -24,6 +26,7 @@ from nas_mnist.study.sampler import (
 
 RANGES = space.distributions()
 RECIPE = space.reference_recipe(size=2000)
+SAME = decided(MNIST)
 to_candidate = partial(space.to_candidate, max_params=2000, epochs=15)
 
 
@@ -33,7 +36,7 @@ def best_first(trials):
 
 def search(n, seed=0, value=lambda candidate: len(candidate.architecture.layers)):
     """A study of `n` finished trials whose value is one of their candidate."""
-    sampler = EvolutionSampler(RANGES, lambda p: to_candidate(p), RECIPE, best_first, seed)
+    sampler = EvolutionSampler(RANGES, lambda p: to_candidate(p), RECIPE, SAME, best_first, seed)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for _ in range(n):
         trial = study.ask()
@@ -86,7 +89,7 @@ def test_of_several_proposals_the_likeliest_is_made():
         n_learned = math.inf
 
     def mean_worth(kind, seed):
-        sampler = kind(RANGES, lambda p: to_candidate(p), RECIPE, best_first, seed)
+        sampler = kind(RANGES, lambda p: to_candidate(p), RECIPE, SAME, best_first, seed)
         study = optuna.create_study(direction="maximize", sampler=sampler)
         for _ in range(40):
             trial = study.ask()
@@ -100,7 +103,7 @@ def test_nothing_is_proposed_that_takes_the_time_of_many():
     wide = partial(space.to_candidate, max_params=8000, epochs=15)
     rng = np.random.default_rng(0)
     assert max(wide(draw(RANGES, RECIPE, rng)).architecture.n_activations for _ in range(40)) > MAX_ACTIVATIONS
-    study = optuna.create_study(sampler=EvolutionSampler(RANGES, wide, RECIPE, lambda trials: [], 0))
+    study = optuna.create_study(sampler=EvolutionSampler(RANGES, wide, RECIPE, SAME, lambda trials: [], 0))
     drawn = [wide(space.suggest(study.ask())).architecture.n_activations for _ in range(40)]
     assert 0.2 * MAX_ACTIVATIONS < max(drawn) <= MAX_ACTIVATIONS
 
@@ -115,7 +118,7 @@ def test_no_network_is_proposed_twice():
 def test_a_parent_that_does_not_fill_the_budget_has_children_that_do_and_have_hard_swish():
     reference = space.to_parameters(space.Candidate(parse("c4 c8 M c8 G c10k1-"), RECIPE), 2000)
     study = optuna.create_study(
-        direction="maximize", sampler=EvolutionSampler(RANGES, lambda p: to_candidate(p), RECIPE, best_first, 0)
+        direction="maximize", sampler=EvolutionSampler(RANGES, lambda p: to_candidate(p), RECIPE, SAME, best_first, 0)
     )
     study.enqueue_trial(reference)
     for _ in range(N_RANDOM + 25):

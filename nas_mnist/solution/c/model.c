@@ -40,6 +40,59 @@ int model_class(const float logits[MODEL_CLASSES])
     return best;
 }
 
+/* A pixel of a row; beside it there is nothing. */
+static int pixel(const uint8_t *row, int column)
+{
+    return column < 0 || column >= MODEL_SIDE ? 0 : row[column];
+}
+
+/* The largest whole number that is not above x. */
+static int32_t whole(double x)
+{
+    const int32_t n = (int32_t)x;
+    return x < n ? n - 1 : n;
+}
+
+/* How far a row is moved, in sixteenths of a pixel, for each row below the centre of mass: until the ink's rows and
+ * columns are not correlated. Sums of whole numbers are exact, so that the image is everywhere the same. */
+static double slope_of(const uint8_t *x, double *centre)
+{
+    int32_t mass = 0, rows = 0, columns = 0, products = 0, squares = 0;
+    for (int row = 0; row < MODEL_SIDE; row++) {
+        for (int column = 0; column < MODEL_SIDE; column++) {
+            const int32_t ink = *x++;
+            mass += ink;
+            rows += ink * row;
+            columns += ink * column;
+            products += ink * row * column;
+            squares += ink * row * row;
+        }
+    }
+    mass += mass == 0;
+    const int64_t covariance = (int64_t)mass * products - (int64_t)rows * columns;
+    const int64_t variance = (int64_t)mass * squares - (int64_t)rows * rows;
+    const double slope = (double)covariance / (double)(variance < 1 ? 1 : variance);
+    *centre = (double)rows / (double)mass;
+    return 16 * (slope < -2 ? -2 : slope > 2 ? 2 : slope);
+}
+
+/* Slanted writing upright. */
+static void deskew(const uint8_t *x, uint8_t *y)
+{
+    double centre;
+    const double slope = slope_of(x, &centre);
+    for (int row = 0; row < MODEL_SIDE; row++, x += MODEL_SIDE) {
+        const double below = row - centre;
+        const double moved = slope * below;
+        const int32_t shift = whole(moved + 0.5);
+        const int32_t pixels = whole(shift / 16.0), part = shift - 16 * pixels;
+        for (int column = 0; column < MODEL_SIDE; column++) {
+            const int left = pixel(x, column + pixels), right = pixel(x, column + pixels + 1);
+            *y++ = (uint8_t)(((16 - part) * left + part * right + 8) / 16);
+        }
+    }
+}
+
 /* ---- int8: maps of unsigned bytes, weights of signed ones, sums of 32 bits ---- */
 
 struct int8_layer {
@@ -275,9 +328,9 @@ static void hard_swish_float(int n, float *maps)
 
 void model_float(const uint8_t pixels[MODEL_PIXELS], float logits[MODEL_CLASSES])
 {
-    static float maps[@float_size@];
+    static float maps[@float_size@];@float_deskewing@
     for (int i = 0; i < MODEL_PIXELS; i++)
-        maps[i] = ((float)pixels[i] / 255.0f - @mean@) / @std@;
+        maps[i] = ((float)@float_pixels@[i] / 255.0f - @mean@) / @std@;
 @float_layers@
     for (int i = 0; i < MODEL_CLASSES; i++)
         logits[i] = maps[@float_last@i];
