@@ -93,6 +93,8 @@ def _architectures(architecture: Architecture) -> Iterator[tuple[str, Architectu
             if activation != architecture.activation:
                 names = ACTIVATION_NAMES[activation], ACTIVATION_NAMES[architecture.activation]
                 yield " instead of ".join(names), replace(architecture, activation=activation)
+    deskewed = "not deskewed" if architecture.deskewed else "deskewed"
+    yield deskewed, replace(architecture, deskewed=not architecture.deskewed)
     if (bare := without_norms(architecture)) != architecture:
         yield "no norms, biases instead", bare
         if architecture.activation == "relu":

@@ -95,7 +95,7 @@ def _prepare(folder, _):
     prepare(folder)
 
 
-@pytest.mark.parametrize("name", ["train_images.npy", "test_labels.npy", "md5"])
+@pytest.mark.parametrize("name", ["train_images.npy", "test_labels.npy", "test_upright.npy", "md5"])
 @pytest.mark.parametrize("damage", ["truncate", "remove", "flip"])
 def test_damaged_file_is_named_with_what_to_do(data_dir, tmp_path, name, damage):
     folder = tmp_path / "mnist"
@@ -110,6 +110,18 @@ def test_damaged_file_is_named_with_what_to_do(data_dir, tmp_path, name, damage)
     with pytest.raises(DataError, match=r"damaged.*delete that folder and run again") as error:
         prepare(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_data_of_an_earlier_version_is_added_to(data_dir, tmp_path):
+    folder = tmp_path / "mnist"
+    shutil.copytree(data_dir / "mnist", folder)
+    lines = (folder / "md5").read_text().splitlines()
+    (folder / "md5").write_text("".join(f"{line}\n" for line in lines if "upright" not in line))
+    (folder / "train_upright.npy").unlink()
+    (folder / "test_upright.npy").write_bytes(b"was killed in the middle of it")
+    prepare(tmp_path)
+    assert (folder / "md5").read_text().splitlines() == lines
+    assert len(load_train(tmp_path).deskewed().pixels) == 60_000
 
 
 def test_files_the_user_put_there_are_read(tmp_path):

@@ -28,7 +28,8 @@ def test_line_names_every_property_of_a_convolution():
         "c8p1+b- d16s2r M c10k1- G | act-norm",
         "c10k28- | dropout=1e-05",
         "c10k28+br | elementwise",
-        "c8 M c8r G c10k1- | dropout=0.05 elementwise hardswish",
+        "c8 M c8r G c10k1- | dropout=0.05 elementwise hardswish deskew",
+        "c8 G c10k1- | act-norm deskew",
     ],
 )
 def test_line_round_trips(line):

@@ -15,9 +15,10 @@ from nas_mnist.model.network import Network, build
 from nas_mnist.solution import c_code
 from nas_mnist.solution.folding import fold
 from nas_mnist.solution.predict import onnx_logits
-from nas_mnist.solution.quantise import quantise, read
+from nas_mnist.solution.quantise import behind_deskewing, quantise, read
 from nas_mnist.study import space
-from nas_mnist.training.augmentation import normalise
+from nas_mnist.training.augmentation import normalise, seen_by
+from nas_mnist.training.evaluation import predict
 
 COMPILERS = ("gcc", "clang")
 STRICT = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror")
@@ -53,11 +54,12 @@ def check(
     network: Network, calibration: Images, images: Images, folder: Path, compilers=COMPILERS, flags=SANITIZED
 ) -> None:
     """int8 logits are onnxruntime's to the last bit, float ones PyTorch's within 1e-4, whoever compiles."""
-    steps = fold(network)
-    model = quantise(steps, normalise(calibration.pixels, calibration.normalisation).numpy())
-    c_code.write(folder, steps, read(model, steps), "A network.", images.normalisation)
-    int8 = onnx_logits(model.SerializeToString(), images).numpy()
-    floats = np.concatenate([network(normalise(pixels, images.normalisation)) for pixels, _ in images.batches(1000)])
+    steps, like = fold(network), images.normalisation
+    model = quantise(steps, normalise(seen_by(network, calibration).pixels, like).numpy())
+    deskewed = network.architecture.deskewed
+    c_code.write(folder, steps, read(model, steps), "A network.", like, deskewed=deskewed)
+    int8 = onnx_logits((behind_deskewing(model, like) if deskewed else model).SerializeToString(), images).numpy()
+    floats = np.concatenate([logits for logits, _ in predict(network, images)])
     for compiler in compilers:
         binary = compile_c(folder, compiler, flags)
         np.testing.assert_array_equal(run(binary, "int8", images), int8)

@@ -29,7 +29,7 @@ def test_images(data_dir):
 
 
 def few(images, n):
-    return replace(images, pixels=images.pixels[:n], labels=images.labels[:n], indices=torch.arange(n))
+    return replace(images, pixels=images.pixels[:n], labels=images.labels[:n], indices=torch.arange(n), upright=None)
 
 
 @pytest.mark.parametrize("compiler", compiled.COMPILERS)

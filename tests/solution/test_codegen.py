@@ -5,13 +5,16 @@ import sys
 import pytest
 import torch
 
+from nas_mnist.data.datasets import MNIST
+from nas_mnist.data.deskew import deskew
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.network import Dropout, build
 from nas_mnist.model.zoo import ZOO
 from nas_mnist.solution.codegen import generate, weight_names
+from nas_mnist.training.augmentation import normalise
 
 ODD = ["d4p1+b M d6s2r c8k1- c10k1- G", "c8k5 M c8 G c16k1 c10k1- | dropout=0.1 elementwise", "d3 G d10k1+b | act-norm"]
-ODD += ["c4r d6 M c10k1- G | dropout=0.1 hardswish"]
+ODD += ["c4r d6 M c10k1- G | dropout=0.1 hardswish", "c4 M d6 G c10k1- | deskew"]
 
 
 def load(source):
@@ -31,8 +34,10 @@ def test_generated_module_is_the_network(line):
     names = weight_names(architecture)
     model = load(generate(architecture, "A model."))["Model"]().eval()
     model.load_state_dict({names[name]: tensor for name, tensor in network.state_dict().items()})
-    x = torch.randn(5, 1, 28, 28)
-    torch.testing.assert_close(model(x), network.eval()(x), rtol=1e-5, atol=1e-5)
+    pixels = torch.randint(256, (5, 28, 28), generator=generator)
+    seen = deskew(pixels) if architecture.deskewed else pixels
+    ours, theirs = (normalise(p, MNIST.normalisation) for p in (seen, pixels))
+    torch.testing.assert_close(model(theirs), network.eval()(ours), rtol=1e-5, atol=1e-5)
     assert sum(p.numel() for p in model.parameters()) == architecture.n_parameters
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from nas_mnist.cli import main as cli
 from nas_mnist.data.datasets import MNIST
+from nas_mnist.data.deskew import deskew
 from nas_mnist.data.images import load_test
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.network import build
@@ -31,6 +32,7 @@ UNUSUAL = [
     "c6s3p1r M c8p1- d9k1 G c7k1+b c10k1-",
     "c10k28+b-",
     "c4p1 d6r M c8s2+b c10k1- G | hardswish",
+    "c4p1 d6 M c10k1- G | hardswish deskew",
 ]
 
 
@@ -65,8 +67,9 @@ def logits_of_page(page, pixels):
 
 
 def logits_of_pytorch(network, pixels):
+    seen = deskew(pixels) if network.architecture.deskewed else pixels
     with torch.no_grad():
-        return network(normalise(pixels, MNIST.normalisation)).double()
+        return network(normalise(seen, MNIST.normalisation)).double()
 
 
 def random_network(architecture, seed):

@@ -17,6 +17,7 @@ ODD = [
     "c3 M c10k13 | act-norm",
     "c4p1+b d6p1 M c8s2r c8k1- c10k1- G | hardswish",
     "d3 M d5 G c8k1 c10k1r | hardswish",
+    "c4 M d6 G c10k1- | deskew",
 ]
 
 

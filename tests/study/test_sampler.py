@@ -7,7 +7,7 @@ import numpy as np
 import optuna
 import pytest
 
-from nas_mnist.data.datasets import MNIST
+from nas_mnist.data.datasets import DATASETS, MNIST
 from nas_mnist.model.architecture import parse
 from nas_mnist.study import space
 from nas_mnist.study.records import TrialRecord
@@ -48,11 +48,11 @@ def origins(trials):
     return [TrialRecord.from_trial(trial).origin for trial in trials]
 
 
-def test_draws_lie_in_their_ranges_and_use_the_budget():
+def test_draws_lie_in_their_ranges():
     rng = np.random.default_rng(0)
     for _ in range(100):
         parameters = draw(RANGES, RECIPE, rng)
-        assert parameters.keys() == RANGES.keys() and parameters["fill"] == 1.0
+        assert parameters.keys() == RANGES.keys()
         assert all(RANGES[name]._contains(RANGES[name].to_internal_repr(value)) for name, value in parameters.items())
 
 
@@ -127,8 +127,15 @@ def test_a_parent_that_does_not_fill_the_budget_has_children_that_do_and_have_ha
         study.tell(trial, 1.0 if trial.number == 0 else 0.0)
     assert study.trials[0].params == reference and origins(study.trials[:1]) == [""]
     children = [trial for trial in study.trials if TrialRecord.from_trial(trial).parent == 0]
-    assert children and all(trial.params["fill"] == 1.0 for trial in children)
-    assert reference["activation"] == "relu" and {trial.params["activation"] for trial in children} == {"hardswish"}
+    assert children and all(SAME.items() <= trial.params.items() for trial in children)
+    assert reference["activation"] == "relu" and not reference["deskew"]
+
+
+def test_all_that_is_proposed_uses_the_budget_and_writing_is_made_upright():
+    assert all(SAME.items() <= trial.params.items() for trial in search(N_RANDOM + 10).trials)
+    assert SAME == {"activation": "hardswish", "deskew": True, "fill": 1.0}
+    upright = {name for name, dataset in DATASETS.items() if decided(dataset)["deskew"]}
+    assert upright == {"mnist", "qmnist", "emnist-digits"}
 
 
 def test_same_seed_same_proposals():
