@@ -57,7 +57,7 @@ class Images:
 
     def deskewed(self) -> "Images":
         """The same images made upright, see `deskew`."""
-        upright = deskew(self.pixels).to(torch.uint8) if self.upright is None else self.upright
+        upright = make_upright(self.pixels) if self.upright is None else self.upright
         return replace(self, pixels=upright, upright=upright)
 
     def to(self, device: torch.device) -> "Images":
@@ -68,6 +68,11 @@ class Images:
             indices=self.indices.to(device),
             upright=None if self.upright is None else self.upright.to(device),
         )
+
+
+def make_upright(pixels: Tensor) -> Tensor:
+    """Pixels (N, 28, 28) uint8 → the same deskewed, a part at a time: in between they are float64."""
+    return torch.cat([deskew(part).to(torch.uint8) for part in pixels.split(1000)])
 
 
 def load_train(data_dir: Path, dataset: Dataset = MNIST) -> Images:

@@ -25,8 +25,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from nas_mnist.data.datasets import MNIST, Dataset, Normalisation
-from nas_mnist.data.deskew import deskew
-from nas_mnist.data.images import NORMALISATION_FILE
+from nas_mnist.data.images import NORMALISATION_FILE, make_upright
 from nas_mnist.errors import DataError
 from nas_mnist.files import folder_beside, whole_file
 
@@ -49,14 +48,12 @@ def prepare(data_dir: Path, dataset: Dataset = MNIST) -> None:
     """
     folder = data_dir / dataset.name
     try:
-        if not folder.exists():
+        if not folder.exists() or _is_older(folder):
             data_dir.mkdir(parents=True, exist_ok=True)
             with FileLock(data_dir / f"{dataset.name}.lock"):
                 if not folder.exists():
                     _unpack(dataset, data_dir, folder)
-        if _is_older(folder):
-            with FileLock(data_dir / f"{dataset.name}.lock"):
-                if _is_older(folder):
+                elif _is_older(folder):
                     _add_upright(folder)
     except OSError as error:
         raise DataError(
@@ -100,7 +97,7 @@ def _add_upright(folder: Path) -> None:
     for part, name in zip(_PARTS, _UPRIGHT, strict=True):
         images = torch.from_numpy(np.load(folder / f"{part}_images.npy"))
         with whole_file(folder / name) as path:
-            np.save(path, torch.cat([deskew(some).to(torch.uint8) for some in images.split(1000)]).numpy())
+            np.save(path, make_upright(images).numpy())
     with whole_file(folder / "md5") as path:
         path.write_text((folder / "md5").read_text() + "".join(_md5_line(folder / name) for name in _UPRIGHT))
 

@@ -1,9 +1,6 @@
 """Architecture → the source of a module that a person could have written, and the names its weights have there."""
 
 import inspect
-from collections.abc import Callable
-
-from torch import Tensor
 
 from nas_mnist.data.datasets import CUSTOMARY, MNIST, Dataset, Normalisation
 from nas_mnist.data.deskew import deskew, upright
@@ -20,6 +17,8 @@ _READING = (
     preprocess.decode_png,
     preprocess.unfilter,
 )
+
+_DESKEWING = (deskew, upright)
 
 
 def _convolutions(architecture: Architecture) -> list[Convolution]:
@@ -62,13 +61,9 @@ def generate(
         line=str(architecture),
         definitions="\n".join(_definitions(architecture)),
         forward="\n".join(_forward(architecture)),
-        deskewing="".join(f"{inspect.getsource(function)}\n\n" for function in _deskewing(architecture)),
+        deskewing="".join(f"{inspect.getsource(each)}\n\n" for each in _DESKEWING) * architecture.deskewed,
         reading="\n\n".join(inspect.getsource(function) for function in _READING),
     )
-
-
-def _deskewing(architecture: Architecture) -> tuple[Callable[..., Tensor], ...]:
-    return (deskew, upright) if architecture.deskewed else ()
 
 
 def _commented(code: str, comment: str) -> str:

@@ -70,9 +70,6 @@ def behind_deskewing(model: onnx.ModelProto, like: Normalisation) -> onnx.ModelP
     """The network given images (B, 1, 28, 28) as they are, normalised, and making them upright itself."""
     deskewing = to_onnx(_Upright(like), (INPUT, "upright"), OPSET)
     deskewing.ir_version = model.ir_version
-    for opset in model.opset_import:
-        if opset.domain not in {own.domain for own in deskewing.opset_import}:
-            deskewing.opset_import.append(opset)
     deskewing = onnx.compose.add_prefix(deskewing, "deskew.", rename_inputs=False)
     return onnx.compose.merge_models(deskewing, model, io_map=[("deskew.upright", INPUT)])
 

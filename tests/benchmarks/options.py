@@ -8,20 +8,21 @@ cut.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from jobs import append, read, run_all
+from jobs import read, run_all, work_off
 from scipy.stats import ttest_1samp
 from structures import FOLDER, error_text
 
 from nas_mnist.data.folds import CONFIRM_PARTITION, fold
-from nas_mnist.data.images import load_train
+from nas_mnist.data.images import Images, load_train
 from nas_mnist.data.unpacking import default_data_dir, prepare
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.network import build
@@ -50,10 +51,20 @@ def having(line: str, option: str) -> str:
     return f"{line} {option}" if "|" in line else f"{line} | {option}"
 
 
-def jobs(options: Sequence[str], n_pairs: int) -> list[tuple[str, int]]:
-    """A line and a pair; the first pair of every network before the second of any."""
+@dataclass(frozen=True)
+class Job:
+    line: str
+    pair: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.line}/{self.pair}"
+
+
+def jobs_of_pairs(options: Sequence[str], n_pairs: int) -> list[Job]:
+    """The first pair of every network before the second of any."""
     return [
-        (which, pair)
+        Job(which, pair)
         for pair in range(n_pairs)
         for option in options
         for line in LINES[option]
@@ -61,15 +72,14 @@ def jobs(options: Sequence[str], n_pairs: int) -> list[tuple[str, int]]:
     ]
 
 
-def run(line: str, pair: int) -> dict[str, Any]:
-    split = fold(load_train(default_data_dir()), pair, partition=CONFIRM_PARTITION)
-    seed, start = 100 + pair, time.process_time()
-    network = build(parse(line), seed=seed)
+def run(job: Job, images: Images) -> dict[str, Any]:
+    split = fold(images, job.pair, partition=CONFIRM_PARTITION)
+    seed, start = 100 + job.pair, time.process_time()
+    network = build(parse(job.line), seed=seed)
     recipe = reference_recipe(size=network.architecture.n_parameters)
     epochs = list(train(network, recipe, split.train, split.val, seed=seed))
     return {
-        "line": line,
-        "pair": pair,
+        **asdict(job),
         "loss": round(epochs[-1].eval_loss, 6),
         "acc": final_accuracy([epoch.eval_accuracy for epoch in epochs]),
         "train": round(epochs[-1].train_loss, 5),
@@ -77,12 +87,9 @@ def run(line: str, pair: int) -> dict[str, Any]:
     }
 
 
-def work(own: list[tuple[str, int]]) -> None:
+def work(jobs: list[Job]) -> None:
     torch.set_num_threads(1)
-    for line, pair in own:
-        result = run(line, pair)
-        append(DATA, [result])
-        print(json.dumps(result), flush=True)
+    work_off(DATA, Job, lambda: jobs, partial(run, images=load_train(default_data_dir())))
 
 
 def table(rows: list[dict[str, Any]], option: str) -> str:
@@ -135,9 +142,7 @@ def main() -> None:
         print("\n\n".join(table(read(DATA), option) for option in options))
         return
     prepare(default_data_dir())
-    done = {(row["line"], row["pair"]) for row in read(DATA)}
-    left = [job for job in jobs(options, arguments.pairs) if job not in done]
-    sys.exit(not run_all(work, [(left[i :: arguments.workers],) for i in range(arguments.workers)]))
+    sys.exit(not run_all(work, [(jobs_of_pairs(options, arguments.pairs),)] * arguments.workers))
 
 
 if __name__ == "__main__":
