@@ -20,7 +20,7 @@ from nas_mnist.model.architecture import NO_LIMITS, Limits
 from nas_mnist.model.network import Network, build, count_parameters
 from nas_mnist.study import space
 from nas_mnist.study.artifacts import Artifacts
-from nas_mnist.study.pruner import AVERAGED_EPOCHS, SHORT_EPOCHS, SHORT_RUN
+from nas_mnist.study.pruner import AVERAGED_EPOCHS, RUNGS, SHORT_EPOCHS, SHORT_RUN
 from nas_mnist.study.records import (
     TrialRecord,
     how_far,
@@ -57,7 +57,7 @@ class TrialStarted:
 
 @dataclass(frozen=True)
 class EpochTrained(Progress):
-    """An epoch has ended and is stored; a short run's last one stands for all of it."""
+    """An epoch has ended and is stored, or, in a short run, all of them since the one before."""
 
     trial: int
     epoch: EpochResult
@@ -197,17 +197,21 @@ def _run_short(
 ) -> None:
     """A complete schedule of few epochs, of a network that is not kept: what it comes to says which are worth all.
 
-    Raises `optuna.TrialPruned` unless it is among the best of late, also if the loss is not finite.
+    Raises `optuna.TrialPruned` where it is not good enough, compared with those of late, also if the loss is not finite.
     """
     network = build(candidate.architecture, seed=seed, device=device)
     recipe = replace(candidate.recipe, epochs=SHORT_EPOCHS)
-    with _pruned_if_diverged(trial):  # only the end is judged: a twentieth of a search would go into what nobody reads
-        (end,) = train(network, recipe, split.train, split.val, seed=seed, judged_every=SHORT_EPOCHS)
-    write_short_run(trial, end)
-    on_event(EpochTrained(trial.number, end, of=SHORT_EPOCHS))
-    trial.report(end.eval_accuracy, SHORT_RUN)
-    if trial.should_prune():
-        raise optuna.TrialPruned("others did better in their short runs")
+    judged_epochs = [SHORT_EPOCHS + rung for rung in RUNGS if rung <= SHORT_RUN]  # no others, which nobody reads
+    judged: list[EpochResult] = []
+    with _pruned_if_diverged(trial):
+        for epoch in train(network, recipe, split.train, split.val, seed=seed, judged_epochs=judged_epochs):
+            judged.append(epoch)
+            write_short_run(trial, judged)
+            on_event(EpochTrained(trial.number, epoch, of=SHORT_EPOCHS))
+            if epoch.number == SHORT_EPOCHS:
+                trial.report(epoch.eval_accuracy, SHORT_RUN)
+            if trial.should_prune():
+                raise optuna.TrialPruned("others did better in their short runs")
 
 
 def train_and_report(

@@ -15,9 +15,10 @@ from optuna.trial import FrozenTrial, TrialState
 from nas_mnist.study.records import epochs_of, short_run_of
 
 SHORT_EPOCHS = 3  # of the short run, a training of its own before that of all epochs
-SHORT_RUN = 0  # the rung at its end
-RUNGS = {SHORT_RUN: 1 / 8, 5: 1 / 3}  # epoch: the share of those that come there which goes on
-AVERAGED_EPOCHS = tuple(rung for rung in RUNGS if rung != SHORT_RUN)
+SHORT_RUN = 0  # the rung at its end; those in it are negative: so many epochs before that
+BEGINNING = 1 - SHORT_EPOCHS  # after its first epoch
+RUNGS = {BEGINNING: 2 / 3, SHORT_RUN: 1 / 8, 5: 1 / 4}  # epoch: the share of those that come there which goes on
+AVERAGED_EPOCHS = tuple(rung for rung in RUNGS if rung > SHORT_RUN)
 N_RECENT = 24  # trials that are compared, itself among them: later ones are better, and would all beat earlier ones
 
 
@@ -31,14 +32,14 @@ class RungPruner(BasePruner):
         self._rungs, self._n_recent = dict(rungs), n_recent
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        epoch = trial.last_step
-        own = signal(trial, epoch)
-        if epoch not in self._rungs or own is None:
+        rung = _last_epoch(trial)
+        own = signal(trial, rung)
+        if rung not in self._rungs or own is None:
             return False
         states = (TrialState.RUNNING, TrialState.PRUNED, TrialState.COMPLETE)
         others = [t for t in study.get_trials(deepcopy=False, states=states) if t.number != trial.number]
-        recent = [s for t in others if (s := signal(t, epoch)) is not None][1 - self._n_recent :]
-        return sum(s > own for s in recent) >= math.ceil(self._rungs[epoch] * (len(recent) + 1))
+        recent = [s for t in others if (s := signal(t, rung)) is not None][1 - self._n_recent :]
+        return sum(s > own for s in recent) >= math.ceil(self._rungs[rung] * (len(recent) + 1))
 
 
 def signal(trial: FrozenTrial, rung: int | None) -> float | None:
@@ -50,8 +51,8 @@ def signal(trial: FrozenTrial, rung: int | None) -> float | None:
     """
     if rung is None:
         return None
-    losses = [_short_loss(trial)]
-    if rung != SHORT_RUN:
+    losses = [_short_loss(trial, SHORT_EPOCHS + min(rung, SHORT_RUN))]
+    if rung > SHORT_RUN:
         epochs = epochs_of(trial)
         if rung > len(epochs) or epochs[rung - 1].averaged_loss is None:
             return None
@@ -59,9 +60,14 @@ def signal(trial: FrozenTrial, rung: int | None) -> float | None:
     return max((-loss for loss in losses if loss is not None and math.isfinite(loss)), default=None)
 
 
-def _short_loss(trial: FrozenTrial) -> float | None:
+def _last_epoch(trial: FrozenTrial) -> int | None:
+    """How far it came, in the numbers of the rungs. Optuna's steps are not negative: the short run's are not reported."""
     short_run = short_run_of(trial)
-    return short_run[-1].eval_loss if short_run and short_run[-1].number == SHORT_EPOCHS else None
+    return trial.last_step if trial.last_step is not None or not short_run else short_run[-1].number - SHORT_EPOCHS
+
+
+def _short_loss(trial: FrozenTrial, epoch: int) -> float | None:
+    return next((judged.eval_loss for judged in short_run_of(trial) if judged.number == epoch), None)
 
 
 def best_first(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -120,7 +120,7 @@ def epochs_of(trial: FrozenTrial | optuna.Trial) -> tuple[EpochResult, ...]:
 
 
 def short_run_of(trial: FrozenTrial | optuna.Trial) -> tuple[EpochResult, ...]:
-    """What a short run came to: its last epoch, alone or, as once, behind those before it."""
+    """The epochs of a short run that were judged."""
     return tuple(epoch_from(values) for values in trial.user_attrs.get("short_run", ()))
 
 
@@ -132,8 +132,8 @@ def n_epochs(trial: FrozenTrial) -> int:
 
 def how_far(trial: FrozenTrial) -> str:
     """Where a trial was stopped, as people read it."""
-    n = max(trial.intermediate_values, default=0)
-    return f"after epoch {n}" if n else "after its short run"
+    n = max(trial.intermediate_values, default=None)
+    return f"after epoch {n}" if n else "in its short run" if n is None else "after its short run"
 
 
 def epoch_from(values: Mapping[str, Any]) -> EpochResult:
@@ -166,8 +166,8 @@ def write_excess(trial: optuna.Trial, n_parameters: int, max_params: int, others
             trial.set_constraint(name, excess)
 
 
-def write_short_run(trial: optuna.Trial, end: EpochResult) -> None:
-    _write(trial, short_run=[asdict(end)], seconds=_seconds([end]))
+def write_short_run(trial: optuna.Trial, judged: Sequence[EpochResult]) -> None:
+    _write(trial, short_run=[asdict(epoch) for epoch in judged], seconds=_seconds(judged))
 
 
 def write_epochs(trial: optuna.Trial, epochs: Sequence[EpochResult]) -> None:

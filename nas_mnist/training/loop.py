@@ -46,10 +46,9 @@ def train(
     *,
     seed: int,
     averaged_epochs: Collection[int] = (),
-    judged_every: int = 1,
+    judged_epochs: Collection[int] | None = None,
 ) -> Iterator[EpochResult]:
-    """Train the network in place on the device it is on; yield one result an epoch, or every `judged_every` epochs
-    and at the end.
+    """Train the network in place on the device it is on; yield one result an epoch, or for each of `judged_epochs`.
 
     Batches, augmentation and dropout are drawn from one generator seeded with `seed`; the images are on the network's
     device. After `averaged_epochs` the averaged weights are validated too. Raises `TrainingDiverged` at the end of an
@@ -71,7 +70,7 @@ def train(
         train_loss, train_accuracy = loss_sum / len(positions), n_correct / len(positions)
         if not math.isfinite(train_loss):
             raise TrainingDiverged(f"the training loss was {train_loss} in epoch {number}: lower the learning rate")
-        if number % judged_every and number < recipe.epochs:
+        if judged_epochs is not None and number not in judged_epochs:
             continue
         if recipe.recalibrated:
             recalibrate(network, train_images)

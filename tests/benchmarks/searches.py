@@ -29,7 +29,7 @@ from nas_mnist.data.unpacking import default_data_dir, prepare
 from nas_mnist.model.architecture import parse
 from nas_mnist.study import studies
 from nas_mnist.study.predictor import Predictor
-from nas_mnist.study.pruner import AVERAGED_EPOCHS
+from nas_mnist.study.pruner import AVERAGED_EPOCHS, SHORT_EPOCHS
 from nas_mnist.study.records import TrialRecord, is_trained, n_epochs, planned_values
 from nas_mnist.study.sampler import N_LEARNED
 from nas_mnist.study.space import Candidate, reference_recipe
@@ -61,6 +61,8 @@ def row(trial: FrozenTrial, confirmed: dict[int, tuple[float, ...]]) -> dict[str
     """Losses in nats, accuracies as fractions, seconds of one core."""
     record = TrialRecord.from_trial(trial)
     complete = trial.state.name == "COMPLETE"
+    judged = {epoch.number: epoch for epoch in record.short_run}
+    early, short = judged.get(1), judged.get(SHORT_EPOCHS)
     return {
         "trial": trial.number,
         "architecture": record.architecture,
@@ -69,8 +71,9 @@ def row(trial: FrozenTrial, confirmed: dict[int, tuple[float, ...]]) -> dict[str
         "parent": record.parent,
         "epochs": n_epochs(trial),
         "seconds": round(record.seconds, 1),
-        "short_loss": rounded(record.short_run[-1].eval_loss) if record.short_run else None,
-        "short_accuracy": rounded(record.short_run[-1].eval_accuracy) if record.short_run else None,
+        "early_loss": rounded(early.eval_loss) if early else None,
+        "short_loss": rounded(short.eval_loss) if short else None,
+        "short_accuracy": rounded(short.eval_accuracy) if short else None,
         "averaged_losses": [rounded(epoch.averaged_loss) for epoch in record.epochs if epoch.averaged_loss],
         "loss": rounded(record.epochs[-1].eval_loss) if complete else None,
         "accuracy": rounded(trial.value) if complete else None,

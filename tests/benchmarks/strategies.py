@@ -33,15 +33,15 @@ from nas_mnist.data.datasets import MNIST
 from nas_mnist.model.architecture import Architecture, Conv, parse
 from nas_mnist.study import space
 from nas_mnist.study.predictor import Predictor
-from nas_mnist.study.pruner import RUNGS, SHORT_EPOCHS, SHORT_RUN, RungPruner, best_first
-from nas_mnist.study.records import write_epochs, write_short_run
+from nas_mnist.study.pruner import BEGINNING, RUNGS, SHORT_EPOCHS, SHORT_RUN, RungPruner, best_first
+from nas_mnist.study.records import short_run_of, write_epochs, write_short_run
 from nas_mnist.study.sampler import EvolutionSampler, Proposal, decided
 from nas_mnist.study.storage import experimental
 from nas_mnist.training.loop import EpochResult
 from nas_mnist.training.recipe import Recipe
 
 MAX_PARAMS, EPOCHS, MODEL_EPOCHS = 2000, 15, 3
-NOISE = {SHORT_RUN: 0.15, 5: 0.16, EPOCHS: 0.10}  # SD of what is seen at a rung, in log(error)
+NOISE = {BEGINNING: 0.25, SHORT_RUN: 0.15, 5: 0.16, EPOCHS: 0.10}  # SD of what is seen at a rung, in log(error)
 RANGES, SAME = space.distributions(), decided(MNIST)
 
 
@@ -220,11 +220,13 @@ def _train(trial: optuna.Trial, worth: float, rng: np.random.Generator) -> tuple
     pruned = not isinstance(trial.study.pruner, optuna.pruners.NopPruner)
     for rung in sorted(RUNGS) if pruned else ():
         loss = math.exp(-seen[rung])
-        if rung == SHORT_RUN:
-            write_short_run(trial, replace(blank[SHORT_EPOCHS - 1], eval_loss=loss))
+        if rung <= SHORT_RUN:
+            epoch = SHORT_EPOCHS + rung
+            write_short_run(trial, [*short_run_of(trial), replace(blank[epoch - 1], eval_loss=loss)])
         else:
             write_epochs(trial, [*blank[: rung - 1], replace(blank[rung - 1], averaged_loss=loss)])
-        trial.report(0.0, rung)
+        if rung >= SHORT_RUN:
+            trial.report(0.0, rung)
         if trial.should_prune():
             return SHORT_EPOCHS + rung, None
     write_epochs(trial, [*blank[:-1], replace(blank[-1], eval_loss=math.exp(-seen[EPOCHS]))])

@@ -67,10 +67,10 @@ def test_of_a_long_search_a_candidate_is_trained_shortly_first_and_stopped_if_ot
     events = []
     value = search.objective(trial, longer, few, CPU, events.append)
     study.tell(trial, value)
-    assert [(e.epoch.number, e.of) for e in events[1:]] == [(3, 3), (1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [(e.epoch.number, e.of) for e in events[1:]] == [(1, 3), (3, 3), (1, 4), (2, 4), (3, 4), (4, 4)]
     first = study.trials[0]
     record = TrialRecord.from_trial(first)
-    assert [len(record.short_run), len(record.epochs), n_epochs(first)] == [1, 4, 7]
+    assert [len(record.short_run), len(record.epochs), n_epochs(first)] == [2, 4, 7]
     assert list(first.intermediate_values) == [0, 1, 2, 3, 4]
     assert record.short_run[-1].learning_rate < record.epochs[2].learning_rate / 10, "the schedule was a whole one"
     trained = (*record.short_run, *record.epochs)

@@ -4,26 +4,29 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from nas_mnist.study.pruner import RUNGS, SHORT_EPOCHS, SHORT_RUN, RungPruner, best_first, signal
-from nas_mnist.study.records import write_epochs, write_short_run
+from nas_mnist.study.pruner import BEGINNING, RUNGS, SHORT_EPOCHS, SHORT_RUN, RungPruner, best_first, signal
+from nas_mnist.study.records import how_far, n_epochs, write_epochs, write_short_run
 from nas_mnist.training.loop import EpochResult
 
 SECOND = max(RUNGS)
 
 
 def run(losses, **settings):
-    """Trials that stand at these losses wherever they are looked at, one after another; the long epochs of each."""
+    """Trials that stand at these losses wherever they are looked at, one after another; the last epoch of each, of short runs from behind."""
     study = optuna.create_study(direction="maximize", pruner=RungPruner(**settings))
     return study, [_run(study, loss) for loss in losses]
 
 
 def _run(study, loss, later=None):
-    trial, epochs = study.ask(), []
-    write_short_run(trial, EpochResult(SHORT_EPOCHS, 0.1, 0.97, loss, 0.98, 0.1, 1.0, 0.1))
-    trial.report(0.98, SHORT_RUN)
-    if trial.should_prune():
-        study.tell(trial, state=TrialState.PRUNED)
-        return 0
+    trial, short_run, epochs = study.ask(), [], []
+    for epoch, factor in (1, 2.0), (SHORT_EPOCHS, 1.0):
+        short_run.append(EpochResult(epoch, 0.1, 0.97, factor * loss, 0.98, 0.1, 1.0, 0.1))
+        write_short_run(trial, short_run)
+        if epoch == SHORT_EPOCHS:
+            trial.report(0.98, SHORT_RUN)
+        if trial.should_prune():
+            study.tell(trial, state=TrialState.PRUNED)
+            return epoch - SHORT_EPOCHS
     for epoch in range(1, 16):
         averaged = (later or loss * (1 - 0.02 * epoch)) if epoch in RUNGS else None
         eval_loss = loss * (1 - 0.02 * epoch)
@@ -44,9 +47,17 @@ def test_first_trial_is_trained_to_the_end_and_a_worse_one_stops_after_its_short
 def test_of_candidates_in_random_order_the_share_of_each_rung_goes_on():
     shuffled = [0.05 + 0.001 * (37 * i % 100) for i in range(100)]
     given = run(shuffled)[1]
-    first, second = sum(epochs > 0 for epochs in given), sum(epochs == 15 for epochs in given)
-    assert 0.1 < first / 100 < 0.25 and 0.25 < second / first < 0.75
-    assert SHORT_EPOCHS + sum(given) / 100 <= 5
+    came = [sum(last > rung for last in given) for rung in (BEGINNING, SHORT_RUN, SECOND)]
+    assert 0.6 < came[0] / 100 < 0.75 and 0.1 < came[1] / came[0] < 0.2 and 0.25 < came[2] / came[1] < 0.75
+    assert sum(SHORT_EPOCHS + last for last in given) / 100 <= 5
+
+
+def test_a_bad_network_ends_after_an_epoch():
+    study, given = run([0.1, 0.11, 0.12, 0.3])
+    assert given[-1] == BEGINNING and n_epochs(study.trials[-1]) == 1
+    assert how_far(study.trials[-1]) == "in its short run"
+    assert signal(study.trials[-1], BEGINNING) == pytest.approx(-0.6) and signal(study.trials[-1], SHORT_RUN) is None
+    assert [trial.number for trial in best_first(study.trials)] == [0, 1, 2, 3]
 
 
 def test_trials_are_compared_with_those_of_late():

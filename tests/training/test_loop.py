@@ -54,7 +54,7 @@ def test_one_result_an_epoch_with_the_learning_rate_of_its_end(split):
 def test_what_is_judged_more_rarely_is_trained_the_same(split):
     recipe = replace(RECIPE, epochs=4, recalibrated=True)
     network = build(SMALL, seed=1)
-    rarely = list(train(network, recipe, split.train, split.val, seed=1, judged_every=3))
+    rarely = list(train(network, recipe, split.train, split.val, seed=1, judged_epochs=(3, 4)))
     assert [figures(result) for result in rarely] == [figures(result) for result in run(split, recipe)[2:]]
 
 
