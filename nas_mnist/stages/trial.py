@@ -197,7 +197,7 @@ def _run_short(
 ) -> None:
     """A complete schedule of few epochs, of a network that is not kept: what it comes to says which are worth all.
 
-    Raises `optuna.TrialPruned` where it is not good enough, compared with those of late, also if the loss is not finite.
+    Raises `optuna.TrialPruned` where it is not among the best of late, also if the loss is not finite.
     """
     network = build(candidate.architecture, seed=seed, device=device)
     recipe = replace(candidate.recipe, epochs=SHORT_EPOCHS)

@@ -61,7 +61,7 @@ def signal(trial: FrozenTrial, rung: int | None) -> float | None:
 
 
 def _last_epoch(trial: FrozenTrial) -> int | None:
-    """How far it came, in the numbers of the rungs. Optuna's steps are not negative: the short run's are not reported."""
+    """How far it came, in the numbers of the rungs. Optuna has no negative steps: of a short run, one is its end."""
     short_run = short_run_of(trial)
     return trial.last_step if trial.last_step is not None or not short_run else short_run[-1].number - SHORT_EPOCHS
 

@@ -29,7 +29,7 @@ from nas_mnist.data.unpacking import default_data_dir, prepare
 from nas_mnist.model.architecture import parse
 from nas_mnist.study import studies
 from nas_mnist.study.predictor import Predictor
-from nas_mnist.study.pruner import AVERAGED_EPOCHS, SHORT_EPOCHS
+from nas_mnist.study.pruner import AVERAGED_EPOCHS, BEGINNING, N_RECENT, RUNGS, SHORT_EPOCHS
 from nas_mnist.study.records import TrialRecord, is_trained, n_epochs, planned_values
 from nas_mnist.study.sampler import N_LEARNED
 from nas_mnist.study.space import Candidate, reference_recipe
@@ -141,6 +141,27 @@ def table_of_signals(found: dict[str, list[dict[str, Any]]]) -> str:
 def _rank(a: np.ndarray, b: np.ndarray) -> str:
     low, high = interval(a, b)
     return f"{spearman(a, b):.2f} ({low:.2f} – {high:.2f})"
+
+
+def table_of_beginnings(found: dict[str, list[dict[str, Any]]]) -> str:
+    """What the first epoch of a short run says of its end, and whom it stops: of searches that stopped nobody there."""
+    lines = []
+    for name, rows in found.items():
+        known = sorted(
+            (row for row in rows if row.get("early_loss") and row["short_loss"]), key=lambda row: row["trial"]
+        )
+        if len(known) == len(rows):
+            early, end = (np.array([row[f"{when}_loss"] for row in known]) for when in ("early", "short"))
+            is_last = [_is_stopped(early[max(0, n + 1 - N_RECENT) : n + 1]) for n in range(len(known))]
+            passed = [last for last, row in zip(is_last, known, strict=True) if row["epochs"] > SHORT_EPOCHS]
+            lines.append((name, len(known), _rank(early, end), sum(is_last), f"{sum(passed)} of {len(passed)}"))
+    header = ("search", "n", "rank correlation (90 %)", "would be stopped", "of those that passed the short run")
+    return markdown_table(header, lines, "lrlrl")
+
+
+def _is_stopped(losses: np.ndarray) -> bool:
+    """Whether the last of these is, by the pruner's rule."""
+    return bool((losses[:-1] < losses[-1]).sum() >= math.ceil(RUNGS[BEGINNING] * len(losses)))
 
 
 def table_of_predictions(found: dict[str, list[dict[str, Any]]]) -> str:
@@ -293,7 +314,14 @@ def main() -> None:
         add(arguments.name, Storage.parse(arguments.database), arguments.study)
         return
     found = searches()
-    tables = (table_of_searches, table_of_signals, table_of_predictions, table_of_draws, table_of_noise)
+    tables = (
+        table_of_searches,
+        table_of_signals,
+        table_of_beginnings,
+        table_of_predictions,
+        table_of_draws,
+        table_of_noise,
+    )
     print(*(table(found) for table in tables), sep="\n\n")
     for name, rows in found.items():
         if any(row["confirmed"] for row in rows):

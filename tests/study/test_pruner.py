@@ -12,7 +12,7 @@ SECOND = max(RUNGS)
 
 
 def run(losses, **settings):
-    """Trials that stand at these losses wherever they are looked at, one after another; the last epoch of each, of short runs from behind."""
+    """Trials that stand at these losses wherever they are looked at, and the last epoch of each: of short runs ≤ 0."""
     study = optuna.create_study(direction="maximize", pruner=RungPruner(**settings))
     return study, [_run(study, loss) for loss in losses]
 
