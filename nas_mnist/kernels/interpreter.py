@@ -183,8 +183,8 @@ def _optimize(row, arena, settings, rate, n_steps):
     elif op == Op.ADAMW:
         optimizers.adamw(weights, grad, first, second, rate, settings.weight_decay, n_steps)
     else:
-        scratch = arena[state + 2 * size : state + 5 * size].reshape(3, r, s)
-        place = state + 5 * size
+        scratch = arena[state + 2 * size : state + 4 * size].reshape(2, r, s)
+        place = state + 4 * size
         factors = arena[place : place + 2 * r * r].reshape(2, r, r)
         others = arena[place + 2 * r * r : place + 2 * r * r + 2 * s * s].reshape(2, s, s)
         optimizers.soap(

@@ -7,6 +7,7 @@ from nas_mnist.kernels.compilation import kernel
 BETA1, BETA2 = 0.9, 0.999  # of AdamW
 SOAP_BETA = 0.95  # of every running mean, a step
 EPSILON = 1e-8
+PRECONDITION_FREQUENCY = 20  # steps that a basis of SOAP serves
 
 
 @kernel
@@ -38,28 +39,67 @@ def adamw(weights, grad, means, squares, rate, weight_decay, step):
 def soap(weights, grad, mean, square, rows, columns, left, right, scratch, rate, weight_decay, step):
     """SOAP for a matrix (R, S): `rows` (R, R) and `columns` (S, S) are its factors, `left`, `right` their eigenvectors.
 
-    `scratch` (3, R, S).
+    `mean` and `square` are along these. `scratch` (2, R, S).
     """
+    if step % PRECONDITION_FREQUENCY == 2:  # first after one step: before it is nothing to go by
+        renew_bases(mean, square, rows, columns, left, right, scratch[0])
     renew = np.float32(1 - SOAP_BETA)
     _fold_products(rows, grad, renew)
     _fold_squares(columns, grad, renew)
     n_rows, n_columns = mean.shape
-    for r in range(n_rows):
-        for s in range(n_columns):
-            mean[r, s] += renew * (grad[r, s] - mean[r, s])
-    turned, half, direction = scratch[0], scratch[1], scratch[2]
+    turned, half = scratch[0], scratch[1]
     _turn(grad, left, right, half, turned)
-    _turn(mean, left, right, half, direction)
     epsilon = np.float32(EPSILON)
     for r in range(n_rows):
         for s in range(n_columns):
+            mean[r, s] += renew * (turned[r, s] - mean[r, s])
             square[r, s] += renew * (turned[r, s] * turned[r, s] - square[r, s])
-            direction[r, s] /= np.sqrt(square[r, s]) + epsilon
-    _turn_back(direction, left, right, half, turned)
+            turned[r, s] = mean[r, s] / (np.sqrt(square[r, s]) + epsilon)
+    _turn_back(turned, left, right, half)
     size, shrink = np.float32(rate / np.sqrt(1 - SOAP_BETA**step)), np.float32(1 - rate * weight_decay)
     for r in range(n_rows):
         for s in range(n_columns):
             weights[r, s] = weights[r, s] * shrink - size * turned[r, s]
+
+
+@kernel
+def renew_bases(mean, square, rows, columns, left, right, scratch):
+    """Find both factors' eigenvectors anew, and what the moments are along them; all in place. `scratch` (R, S)."""
+    turn, other = _renew(rows, left), _renew(columns, right)
+    _turn_back(mean, turn, other, scratch)
+    _square(turn)
+    _square(other)
+    _turn_back(square, turn, other, scratch)  # of a sum of directions that vary each on its own
+
+
+@kernel
+def _renew(factor, basis):
+    """The turn from the old basis to the new one, which takes its place. In loops: as arrays they compile for seconds.
+
+    In float64, and without NaN: `training/optimizers.py` says why.
+    """
+    n = len(factor)
+    given, turn = np.empty((n, n), np.float64), np.zeros((n, n), np.float32)
+    for i in range(n):
+        for j in range(n):
+            given[i, j] = factor[i, j] if np.isfinite(factor[i, j]) else 0.0
+    _, found = np.linalg.eigh(given)
+    for i in range(n):
+        for k in range(n):
+            renewed = np.float32(found[i, k])
+            for j in range(n):
+                turn[k, j] += renewed * basis[i, j]
+    for i in range(n):
+        for k in range(n):
+            basis[i, k] = found[i, k]
+    return turn
+
+
+@kernel
+def _square(x):
+    for i in range(len(x)):
+        for j in range(len(x)):
+            x[i, j] *= x[i, j]
 
 
 @kernel
@@ -111,8 +151,8 @@ def _turn(x, left, right, half, out):
 
 
 @kernel
-def _turn_back(x, left, right, half, out):
-    """out = left·x·rightᵀ."""
+def _turn_back(x, left, right, half):
+    """x ← left·x·rightᵀ."""
     n_rows, n_columns = x.shape
     half[:] = 0
     for r in range(n_rows):
@@ -121,4 +161,4 @@ def _turn_back(x, left, right, half, out):
                 half[r, s] += left[r, q] * x[q, s]
     for r in range(n_rows):
         for s in range(n_columns):
-            out[r, s] = _dot(half[r], right[s])
+            x[r, s] = _dot(half[r], right[s])

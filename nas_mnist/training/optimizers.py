@@ -14,12 +14,11 @@ from torch.nn import Parameter
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from nas_mnist.kernels.optimizers import BETA1, BETA2, EPSILON, SOAP_BETA
+from nas_mnist.kernels.optimizers import BETA1, BETA2, EPSILON, PRECONDITION_FREQUENCY, SOAP_BETA
 from nas_mnist.model.network import Network
 from nas_mnist.training.recipe import Recipe
 
 DIV_FACTOR, FINAL_DIV_FACTOR = 25, 1e4  # of the highest rate, and of the one it starts with: OneCycleLR's defaults
-PRECONDITION_FREQUENCY = 20  # steps that a basis serves
 
 
 class Optimizer:
@@ -122,7 +121,7 @@ class Soap(Optimizer):
         """Renew the bases where it is time; this waits for a GPU."""
         if self._n_prepared % PRECONDITION_FREQUENCY == 1:  # first after one step: before it is nothing to go by
             for matrix in self._matrices:
-                renew_bases(matrix.square, matrix.factors, matrix.bases)
+                renew_bases(matrix.mean, matrix.square, matrix.factors, matrix.bases)
         self._n_prepared += 1
 
     @torch.no_grad()
@@ -142,7 +141,7 @@ class _Matrix:
     """A layer's weights (C', C, K, K), taken as a matrix (R, S), and what SOAP keeps of its gradients."""
 
     parameter: Parameter
-    mean: Tensor  # (R, S)
+    mean: Tensor  # (R, S), in the eigenbases
     square: Tensor  # (R, S), in the eigenbases
     factors: tuple[Tensor, Tensor]  # (R, R) and (S, S): of rows with rows, of columns with columns
     bases: tuple[Tensor, Tensor]  # their eigenvectors, as columns
@@ -160,27 +159,29 @@ class _Matrix:
         rows, columns = self.factors
         rows.lerp_(gradient @ gradient.T, 1 - SOAP_BETA)
         columns.lerp_(gradient.T @ gradient, 1 - SOAP_BETA)
-        self.mean.lerp_(gradient, 1 - SOAP_BETA)
         left, right = self.bases
-        self.square.lerp_((left.T @ gradient @ right).square(), 1 - SOAP_BETA)
-        direction = (left.T @ self.mean @ right) / (self.square.sqrt() + EPSILON)
+        turned = left.T @ gradient @ right
+        self.mean.lerp_(turned, 1 - SOAP_BETA)
+        self.square.lerp_(turned.square(), 1 - SOAP_BETA)
+        direction = self.mean / (self.square.sqrt() + EPSILON)
         self.parameter.sub_((left @ direction @ right.T).view(self.parameter.shape) * rate)
 
 
-def renew_bases(square: Tensor, factors: tuple[Tensor, Tensor], bases: tuple[Tensor, Tensor]) -> None:
-    """Find the eigenvectors of a matrix's factors anew, and what its squares are along them, all in place.
+def renew_bases(mean: Tensor, square: Tensor, factors: tuple[Tensor, Tensor], bases: tuple[Tensor, Tensor]) -> None:
+    """Find the eigenvectors of a matrix's factors anew, and what its moments are along them, all in place.
 
-    Left as they are, the squares would be those of other directions: where one was zero, a step would be endless.
+    Left as they are, these would be those of other directions: where a square was zero, a step would be endless.
     """
     turns = []
     for factor, basis in zip(factors, bases, strict=True):
         # In float64: where a channel has died, its values are denormal, and LAPACK may find NaN in float32.
         # Where training has diverged, any basis will do: `eigh` would raise.
         renewed = torch.linalg.eigh(factor.double().nan_to_num(0, 0, 0)).eigenvectors.to(basis.dtype)
-        turns.append((renewed.T @ basis).square())
+        turns.append(renewed.T @ basis)
         basis.copy_(renewed)
     rows, columns = turns
-    square.copy_(rows @ square @ columns.T)  # of a sum of directions that vary each on its own
+    mean.copy_(rows @ mean @ columns.T)
+    square.copy_(rows.square() @ square @ columns.square().T)  # of a sum of directions that vary each on its own
 
 
 def learning_rates(recipe: Recipe, n_steps: int) -> list[float]:

@@ -112,9 +112,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Factors:
-    """A matrix that SOAP trains: the second moments along its bases, and both factors with their eigenvectors."""
+    """A matrix that SOAP trains: both moments along its bases, and both factors with their eigenvectors."""
 
-    square: Place  # (R, S)
+    moments: Place  # (2, R, S): first, second
     rows: Place  # (2, R, R): factor, eigenvectors as columns
     columns: Place  # (2, S, S)
 
@@ -455,11 +455,11 @@ class _Layout:
         places = [self.places[name] for name in instruction.parameters]
         r, s = instruction.matrix if instruction.op == Op.SOAP else (sum(_size(place.shape) for place in places), 1)
         size = r * s
-        state = self._take(2 * size)
         if instruction.op == Op.SOAP:
-            state = self._take(5 * size + 2 * r * r + 2 * s * s)
-            rows = state + 5 * size
-            self.factors.append(
-                Factors(Place(state + size, (r, s)), Place(rows, (2, r, r)), Place(rows + 2 * r * r, (2, s, s)))
-            )
+            state = self._take(4 * size + 2 * r * r + 2 * s * s)
+            rows = state + 4 * size
+            columns = rows + 2 * r * r
+            self.factors.append(Factors(Place(state, (2, r, s)), Place(rows, (2, r, r)), Place(columns, (2, s, s))))
+        else:
+            state = self._take(2 * size)
         return {"weight": places[0].offset, "x": state, "channels": r, "out_channels": s}

@@ -13,8 +13,7 @@ from nas_mnist.kernels.compilation import compiling
 from nas_mnist.kernels.instructions import Mode
 from nas_mnist.kernels.interpreter import Results, Settings, run
 from nas_mnist.model.network import Network
-from nas_mnist.training.optimizers import PRECONDITION_FREQUENCY, renew_bases
-from nas_mnist.training.plan import Factors, plan
+from nas_mnist.training.plan import plan
 from nas_mnist.training.recipe import Recipe
 
 LARGE_PAGE = 2**21  # bytes
@@ -64,11 +63,8 @@ class Program:
         if not run.signatures:
             with compiling(run):
                 self._call(images, settings, chosen[:0], transforms[:0], [], seed, results)
-        for start, end in self._spans(len(rates)):
-            span = slice(start * settings.batch_size, end * settings.batch_size)
-            own = Results(*(values[start:end] for values in results))
-            self._call(images, settings, chosen[span], transforms[span], rates[start:end], seed, own)
-            self.n_steps += end - start
+        self._call(images, settings, chosen, transforms, rates, seed, results)
+        self.n_steps += len(rates)
         if self._mode != Mode.EVALUATE:
             self._copy(to_network=True)
             for name, buffer in self._network.named_buffers():
@@ -81,20 +77,6 @@ class Program:
         tables = self.plan.table, self.plan.activations
         rates = np.array(rates, np.float64)
         run(*tables, self._arena, pixels, labels, chosen, transforms, rates, settings, seed, self.n_steps, results)
-
-    def _spans(self, n_steps: int):
-        """Steps between which SOAP's bases are renewed: after the first, and after every 20th from there."""
-        if not self.plan.factors:
-            yield 0, n_steps
-            return
-        done = 0
-        while done < n_steps:
-            if self.n_steps % PRECONDITION_FREQUENCY == 1:
-                for factors in self.plan.factors:
-                    _renew_bases(factors, self._arena)
-            following = min(n_steps, done + 1 + -self.n_steps % PRECONDITION_FREQUENCY)
-            yield done, following
-            done = following
 
     @torch.no_grad()
     def _copy(self, *, to_network: bool) -> None:
@@ -138,10 +120,3 @@ def _settings(plan, network: Network, mode: Mode, batch_size: int, recipe: Recip
         weight_decay=float(recipe.weight_decay),
         momentum=float(recipe.momentum),
     )
-
-
-def _renew_bases(factors: Factors, arena: np.ndarray) -> None:
-    square, rows, columns = (
-        torch.from_numpy(place.of(arena)) for place in (factors.square, factors.rows, factors.columns)
-    )
-    renew_bases(square, (rows[0], columns[0]), (rows[1], columns[1]))

@@ -8,7 +8,6 @@ from nas_mnist.kernels import affine as affine_kernel
 from nas_mnist.kernels import convolution, optimizers
 from nas_mnist.kernels.compilation import kernel
 from nas_mnist.kernels.maps import plane_size
-from nas_mnist.training.optimizers import PRECONDITION_FREQUENCY, renew_bases
 
 NORM_EPS, NORM_MOMENTUM = 1e-5, 0.1
 
@@ -272,17 +271,12 @@ class Soap:
                 r, s = p.flatten(1).shape
                 kept = [np.zeros(shape, np.float32) for shape in ((r, s), (r, s), (r, r), (s, s))]
                 self.state.append(
-                    [*kept, np.eye(r, dtype=np.float32), np.eye(s, dtype=np.float32), np.empty((3, r, s), np.float32)]
+                    [*kept, np.eye(r, dtype=np.float32), np.eye(s, dtype=np.float32), np.empty((2, r, s), np.float32)]
                 )
             else:
                 self.state.append([np.zeros(p.numel(), np.float32), np.zeros(p.numel(), np.float32)])
 
     def step(self, rate: float) -> None:
-        if self.n_steps % PRECONDITION_FREQUENCY == 1:
-            for state in self.state:
-                if len(state) > 2:
-                    t = [torch.from_numpy(a) for a in state]
-                    renew_bases(t[1], (t[2], t[3]), (t[4], t[5]))
         self.n_steps += 1
         for p, state in zip(self.parameters, self.state, strict=True):
             own, decay = rate * self.rates.get(id(p), 1.0), self.decay * self.decays.get(id(p), 1.0)

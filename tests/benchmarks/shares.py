@@ -14,10 +14,9 @@ from networks import Case
 from nas_mnist.data.images import Images
 from nas_mnist.kernels.instructions import SWEEP, Mode, Op
 from nas_mnist.kernels.interpreter import Results
+from nas_mnist.kernels.optimizers import PRECONDITION_FREQUENCY
 from nas_mnist.model.network import build
-from nas_mnist.training import program as program_module
 from nas_mnist.training.augmentation import draw_matrices
-from nas_mnist.training.optimizers import PRECONDITION_FREQUENCY
 from nas_mnist.training.plan import Instruction, Plan
 from nas_mnist.training.program import Program
 
@@ -31,10 +30,10 @@ def seconds_of_kinds(case: Case, images: Images) -> dict[str, float]:
     batch = Batch(case, images)
     batch.whole_steps(program, N_STEPS)  # so that SOAP's bases are those of gradients
     seconds: dict[str, float] = defaultdict(float)
-    for instruction, own in zip(program.plan.instructions, time_instructions(program, batch), strict=True):
-        seconds[kind(instruction)] += own
-    if program.plan.factors:
-        seconds[OPTIMIZER] += time_renewal(program) / PRECONDITION_FREQUENCY
+    for n_steps, share in (PRECONDITION_FREQUENCY + 1, 1 / PRECONDITION_FREQUENCY), (2, 1 - 1 / PRECONDITION_FREQUENCY):
+        program.n_steps = n_steps  # before the step that renews SOAP's bases, and before another one
+        for instruction, own in zip(program.plan.instructions, time_instructions(program, batch), strict=True):
+            seconds[kind(instruction)] += share * own
     whole = min(batch.whole_steps(program, PRECONDITION_FREQUENCY) for _ in range(5))  # the least disturbed
     seconds["host"] = max(0.0, whole - sum(seconds.values()))
     return dict(seconds)
@@ -102,17 +101,6 @@ def _rows(plan: Plan) -> Iterator[np.ndarray]:
             row = plan.table[i : i + 1].copy()
             row[0, SWEEP] = n > 1
             yield row
-
-
-def time_renewal(program: Program) -> float:
-    """Of all of SOAP's bases, once."""
-
-    def renew() -> None:
-        for factors in program.plan.factors:
-            program_module._renew_bases(factors, program._arena)
-
-    with torch.no_grad():
-        return statistics.median(seconds_of(renew) for _ in range(N_STEPS))
 
 
 def seconds_of(function: Callable[[], None]) -> float:

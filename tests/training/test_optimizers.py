@@ -64,7 +64,7 @@ def test_soap_finds_its_bases_in_float64(monkeypatch):
     assert dtypes == [torch.float64] * 2
 
 
-def test_soap_turns_the_squares_with_the_bases():
+def test_soap_turns_the_moments_with_the_bases():
     """Into those of the same gradients along the new directions."""
     generator = torch.Generator().manual_seed(3)
     weights = torch.nn.Parameter(torch.zeros(4, 3, 1, 1))
@@ -74,10 +74,14 @@ def test_soap_turns_the_squares_with_the_bases():
         root = torch.randn(factor.shape, generator=generator)
         factor.copy_(root @ root.T)
     gradients = torch.randn(20_000, 4, 3, generator=generator) * matrix.square.sqrt()
-    renew_bases(matrix.square, matrix.factors, matrix.bases)
+    before = [basis.clone() for basis in matrix.bases]
+    mean = matrix.mean.copy_(torch.randn(4, 3, generator=generator)).clone()
+    renew_bases(matrix.mean, matrix.square, matrix.factors, matrix.bases)
     left, right = matrix.bases
     turned = (left.T @ gradients @ right).square().mean(0)
     torch.testing.assert_close(matrix.square, turned, rtol=0.1, atol=0)
+    same = before[0] @ mean @ before[1].T
+    torch.testing.assert_close(left @ matrix.mean @ right.T, same)
 
 
 def test_soap_treats_vectors_as_adamw_does():

@@ -18,9 +18,9 @@ from nas_mnist.data.images import Images
 from nas_mnist.kernels.instructions import Mode, Op
 from nas_mnist.kernels.maps import as_map
 from nas_mnist.kernels.norm_relu import MASK
+from nas_mnist.kernels.optimizers import renew_bases
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.network import Dropout, build
-from nas_mnist.training import program as program_module
 from nas_mnist.training.augmentation import Augmentation, inverse_matrices
 from nas_mnist.training.evaluation import evaluate, recalibrate
 from nas_mnist.training.optimizers import make_optimizer
@@ -187,16 +187,18 @@ def take_bases(soap, program) -> None:
         for place, basis in zip((factors.rows, factors.columns), matrix.bases, strict=True):
             found = torch.from_numpy(place.of(program._arena)[1].copy()).double()
             near(found.T @ found, torch.eye(len(found)))
-            turns.append((found.T @ basis).square())
+            turns.append(found.T @ basis)
             basis.copy_(found)
-        matrix.square.copy_(turns[0] @ matrix.square @ turns[1].T)
+        matrix.mean.copy_(turns[0] @ matrix.mean @ turns[1].T)
+        matrix.square.copy_(turns[0].square() @ matrix.square @ turns[1].square().T)
 
 
 def test_bases_are_the_eigenvectors_of_the_factors(images):
     program = Program(build(parse("c6 d9 M c10k1- G"), seed=0), Mode.TRAIN, 32, recipe(32, "soap"))
     program.run(images, torch.arange(32 * 10) * 3, [1e-3] * 10)
     for factors in program.plan.factors:
-        program_module._renew_bases(factors, program._arena)
+        moments, rows, columns = (p.of(program._arena) for p in (factors.moments, factors.rows, factors.columns))
+        renew_bases(*moments, rows[0], columns[0], rows[1], columns[1], np.empty_like(moments[0]))
         for place in (factors.rows, factors.columns):
             factor, basis = torch.from_numpy(place.of(program._arena)).double()
             turned = basis.T @ factor @ basis
@@ -358,7 +360,7 @@ def test_no_two_arrays_of_a_plan_overlap():
     for place in made.places.values():
         place.of(taken)[...] += 1
     for factors in made.factors:
-        for place in (factors.square, factors.rows, factors.columns):
+        for place in (factors.moments, factors.rows, factors.columns):
             place.of(taken)[...] += 1
     assert taken.max() == 1 and len(made.factors) == 11
 
