@@ -41,6 +41,7 @@ from nas_mnist.training import evaluation, loop
 from nas_mnist.training.loop import EpochResult
 from nas_mnist.training.recipe import Optimizer, Recipe
 from nas_mnist.views.progress import RunDisplay, SearchDisplay
+from nas_mnist.views.publisher import publishing
 from nas_mnist.workers.events import OnWorkerEvent
 from nas_mnist.workers.local import plan_workers
 
@@ -128,8 +129,9 @@ def search(
         keep_weights=keep_weights,
     )
     planned = plan_workers(workers, devices)
-    with _sink(on_event, lambda: SearchDisplay(_console(), settings, planned, quiet=False, verbose=False)) as sink:
-        return searching.search(settings, planned, sink)
+    sink = _sink(on_event, lambda: SearchDisplay(_console(), settings, planned, quiet=False, verbose=False))
+    with publishing(settings, sink) as show:
+        return searching.search(settings, planned, show)
 
 
 def confirm(

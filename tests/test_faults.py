@@ -27,9 +27,10 @@ from processes import workers_of
 from nas_mnist import errors
 from nas_mnist.study import ownership, studies
 from nas_mnist.study.artifacts import Artifacts
-from nas_mnist.study.records import PLANNED_RUN, TrialCounts
+from nas_mnist.study.records import PLANNED_RUN, TrialCounts, write_epochs
 from nas_mnist.study.shared import MAX_RETRIES, SharedStudy, _retry_history, recover, until_trained
 from nas_mnist.study.storage import LOCK_TIMEOUT_SECONDS, Storage, experimental
+from nas_mnist.training.loop import EpochResult
 from nas_mnist.workers.events import Progress, Worker, WorkerDied, WorkerFailed
 from nas_mnist.workers.local import run_workers
 from nas_mnist.workers.signals import stopped_once
@@ -231,10 +232,11 @@ def test_failed_job_that_another_trial_has_done_is_not_done_again(storage):
     assert states(trials_of(storage)) == "FC"
 
 
-def test_retry_takes_no_file_and_no_owner_along(storage):
+def test_retry_takes_neither_owner_nor_file_nor_result_along(storage):
     found, trial = ask(storage)
     trial.set_user_attr(ownership.OWNER, [ownership.owner()[0], 1, -1.0])
     trial.set_user_attr("architecture", "c10k28-")
+    write_epochs(trial, [EpochResult(7, *[0.1] * 7)])
     artifacts = Artifacts(found, storage.artifacts)
     artifacts.add(trial, "weights.safetensors", b"1")
     recover(found)

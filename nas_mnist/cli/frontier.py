@@ -77,6 +77,7 @@ def _frontier(arguments) -> int:
 
     from nas_mnist.stages import confirm, frontier, search
     from nas_mnist.views import progress, tables
+    from nas_mnist.views.publisher import publishing
 
     if arguments.out:
         tables.check_figure_path(arguments.out)
@@ -89,7 +90,9 @@ def _frontier(arguments) -> int:
     )
     workers = workers_of(arguments)
     console = Console(stderr=arguments.json, highlight=False)
-    points = frontier.frontier(settings, workers, lambda stage: progress.follow(console, stage, workers))
+    points = frontier.frontier(
+        settings, workers, lambda stage: publishing(stage, progress.follow(console, stage, workers))
+    )
     if arguments.out:
         tables.save_figure(tables.frontier_figure(points, settings.search.dataset), arguments.out)
     if arguments.json:

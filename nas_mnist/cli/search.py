@@ -102,8 +102,7 @@ def _search(arguments) -> int:
     from nas_mnist.model.architecture import Limits
     from nas_mnist.stages import search
     from nas_mnist.views import progress
-    from nas_mnist.views.publisher import Publisher
-    from nas_mnist.workers.events import tee
+    from nas_mnist.views.publisher import publishing
 
     settings = search.SearchSettings(
         **study_asked(arguments),
@@ -119,15 +118,10 @@ def _search(arguments) -> int:
         keep_weights=arguments.keep_weights,
     )
     console = Console()
-    publisher = Publisher(settings.storage, settings.study_name, settings.data_dir)
-    with (
-        _placed(arguments, settings.storage) as (workers, run),
-        progress.SearchDisplay(
-            console, settings, workers, quiet=arguments.quiet, verbose=arguments.verbose
-        ) as on_event,
-    ):
-        summary = search.search(settings, workers, tee(on_event, publisher), run)
-    publisher.publish()
+    with _placed(arguments, settings.storage) as (workers, run):
+        display = progress.SearchDisplay(console, settings, workers, quiet=arguments.quiet, verbose=arguments.verbose)
+        with publishing(settings, display) as on_event:
+            summary = search.search(settings, workers, on_event, run)
     progress.print_summary(console, settings, summary)
     console.print(f"\n{_next_steps(arguments)}", highlight=False, soft_wrap=True)
     return 0

@@ -12,6 +12,7 @@ from nas_mnist.cli.options import (
     at_least,
     dataset_asked,
     study_asked,
+    workers_of,
 )
 from nas_mnist.data.datasets import MNIST
 from nas_mnist.errors import StudyError
@@ -68,12 +69,11 @@ def _solve(arguments) -> int:
 
     from nas_mnist.solution import solve
     from nas_mnist.views import tables
-    from nas_mnist.workers.local import plan_workers
 
     if arguments.check and dataset_asked(arguments) != MNIST:
         raise StudyError(f"--check judges the task, which is one of MNIST, not of {arguments.dataset}: leave it out")
     settings, console = _settings(arguments), Console(highlight=False)
-    workers = plan_workers(arguments.workers, arguments.devices)
+    workers = workers_of(arguments)
     retrained, record = solve.solve(settings, workers, lambda stage: _follow(console, stage, workers))
     out = arguments.out
     console.print(tables.retrained_table(retrained), tables.verdict_lines(retrained), sep="\n")
@@ -108,8 +108,7 @@ def _follow(console, stage, workers):
     from nas_mnist.stages.retrain import RetrainSettings
     from nas_mnist.stages.search import SearchSettings
     from nas_mnist.views import progress
-    from nas_mnist.views.publisher import Publisher
-    from nas_mnist.workers.events import tee
+    from nas_mnist.views.publisher import publishing
 
     number = [SearchSettings, ConfirmSettings, RetrainSettings, ExportSettings].index(type(stage)) + 1
     console.print(f"stage {number} of 4: ", end="")
@@ -117,10 +116,5 @@ def _follow(console, stage, workers):
         console.print("[bold]exporting, and checking what is exported[/]")
         yield lambda worker, event: None
         return
-    with progress.follow(console, stage, workers) as show:
-        if not isinstance(stage, SearchSettings):
-            yield show
-            return
-        publisher = Publisher(stage.storage, stage.study_name, stage.data_dir)
-        yield tee(show, publisher)
-    publisher.publish()
+    with publishing(stage, progress.follow(console, stage, workers)) as show:
+        yield show

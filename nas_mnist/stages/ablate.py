@@ -305,7 +305,8 @@ def _train(
     on_event: OnEvent,
 ) -> float:
     """One row on one pair: the mean validation accuracy of its last two epochs."""
-    name = next(row.name for row in settings.rows if row.candidate == run.candidate)
+    names = (row.name for row in settings.rows if row.candidate == run.candidate)
+    name = next(names, str(run.candidate.architecture))  # another ablation may have left it in the queue
     architecture, recipe = run.candidate.architecture, run.candidate.recipe
     record(trial, run.candidate, count_parameters(architecture), run.seed, device)
     write_change(trial, name)

@@ -197,7 +197,7 @@ def sampler(settings: SearchSettings, seed: int) -> optuna.samplers.BaseSampler:
     ranges, same = space.distributions(settings.optimizer), decided(settings.dataset)
     if settings.sampler == "evolution":
         of, recipe = partial(to_candidate, settings), settings.reference_recipe
-        return EvolutionSampler(ranges, of, recipe, same, best_first, seed)
+        return EvolutionSampler(ranges, of, recipe, same, settings.admits, best_first, seed)
     others = {"tpe": optuna.samplers.TPESampler(seed=seed, n_startup_trials=20), "random": RandomSampler(seed)}
     with experimental():
         return optuna.samplers.PartialFixedSampler(same, others[settings.sampler])

@@ -1,5 +1,6 @@
 """One trial, from sampling to result, and the loop that works a study off; who watches is told of every epoch."""
 
+import math
 import platform
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -16,7 +17,7 @@ from optuna.trial import FrozenTrial
 
 from nas_mnist.data.folds import Split
 from nas_mnist.errors import StudyError, TrainingDiverged
-from nas_mnist.model.architecture import NO_LIMITS, Limits
+from nas_mnist.model.architecture import NO_LIMITS, Architecture, Limits
 from nas_mnist.model.network import Network, build, count_parameters
 from nas_mnist.study import space
 from nas_mnist.study.artifacts import Artifacts
@@ -26,7 +27,6 @@ from nas_mnist.study.records import (
     how_far,
     is_over_budget,
     leaderboard,
-    n_epochs,
     write_candidate,
     write_epochs,
     write_excess,
@@ -70,7 +70,6 @@ class TrialEnded(Completed):
 
     trial: int
     over_budget: bool
-    n_epochs: int  # of the short run and the long one
     stopped: str  # where, if it was pruned
     accuracy: float | None  # the objective; None if it was pruned
 
@@ -110,6 +109,10 @@ class TrialSettings(StudyRef):
         """What warm starts are trained with, and random draws about."""
         return space.reference_recipe(self.optimizer, self.epochs, self.max_params)
 
+    def admits(self, architecture: Architecture) -> bool:
+        """Whether it is within the budget."""
+        return architecture.n_parameters < self.max_params and self.limits.admit(architecture)
+
     @property
     def has_short_runs(self) -> bool:
         """Whether every trial begins with one."""
@@ -146,7 +149,7 @@ def _ended(trial: FrozenTrial) -> TrialEnded:
     """Optuna gives a pruned trial its last report as its value, which is no objective."""
     complete = trial.state == optuna.trial.TrialState.COMPLETE
     accuracy = trial.value if complete else None
-    return TrialEnded(trial.number, is_over_budget(trial), n_epochs(trial), how_far(trial), accuracy)
+    return TrialEnded(trial.number, is_over_budget(trial), how_far(trial), accuracy)
 
 
 def objective(
@@ -163,8 +166,8 @@ def objective(
     if settings.sampler != "evolution" and not TrialRecord.from_trial(trial).origin:
         write_origin(trial, f"drawn by {settings.sampler}")
     seed = int(np.random.SeedSequence([settings.seed, trial.number]).generate_state(1)[0])
-    record(trial, candidate, n_parameters, seed, device)
     write_excess(trial, n_parameters, settings.max_params, settings.limits.excess(candidate.architecture))
+    record(trial, candidate, n_parameters, seed, device)
     if over := TrialRecord.from_trial(trial).excess:
         raise optuna.TrialPruned(f"over the budget of {', '.join(over)}")
     on_event(TrialStarted(trial.number, str(candidate.architecture), n_parameters))
@@ -197,7 +200,7 @@ def _run_short(
 ) -> None:
     """A complete schedule of few epochs, of a network that is not kept: what it comes to says which are worth all.
 
-    Raises `optuna.TrialPruned` where it is not among the best of late, also if the loss is not finite.
+    Raises `optuna.TrialPruned` where others of late did better, also if a loss is not finite.
     """
     network = build(candidate.architecture, seed=seed, device=device)
     recipe = replace(candidate.recipe, epochs=SHORT_EPOCHS)
@@ -205,6 +208,8 @@ def _run_short(
     judged: list[EpochResult] = []
     with _pruned_if_diverged(trial):
         for epoch in train(network, recipe, split.train, split.val, seed=seed, judged_epochs=judged_epochs):
+            if not math.isfinite(epoch.eval_loss):
+                raise TrainingDiverged(f"the validation loss was {epoch.eval_loss} in its short run")
             judged.append(epoch)
             write_short_run(trial, judged)
             on_event(EpochTrained(trial.number, epoch, of=SHORT_EPOCHS))

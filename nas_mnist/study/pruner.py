@@ -1,7 +1,7 @@
 """When a trial is stopped: at a rung, unless it is among the best that came there of late.
 
-A network's accuracy in the middle of a one-cycle schedule is mostly noise. What ranks candidates is the loss after a
-complete schedule, be it short, and later the loss of averaged weights beside it.
+A network's accuracy in the middle of a one-cycle schedule is mostly noise, enough to tell the worst third and no more.
+What ranks candidates is the loss after a complete schedule, be it short, and later that of averaged weights beside it.
 """
 
 import math
@@ -19,6 +19,7 @@ SHORT_RUN = 0  # the rung at its end; those in it are negative: so many epochs b
 BEGINNING = 1 - SHORT_EPOCHS  # after its first epoch
 RUNGS = {BEGINNING: 2 / 3, SHORT_RUN: 1 / 8, 5: 1 / 4}  # epoch: the share of those that come there which goes on
 AVERAGED_EPOCHS = tuple(rung for rung in RUNGS if rung > SHORT_RUN)
+COMPARED = (TrialState.RUNNING, TrialState.PRUNED, TrialState.COMPLETE)  # one that failed is queued again
 N_RECENT = 24  # trials that are compared, itself among them: later ones are better, and would all beat earlier ones
 
 
@@ -36,8 +37,7 @@ class RungPruner(BasePruner):
         own = signal(trial, rung)
         if rung not in self._rungs or own is None:
             return False
-        states = (TrialState.RUNNING, TrialState.PRUNED, TrialState.COMPLETE)
-        others = [t for t in study.get_trials(deepcopy=False, states=states) if t.number != trial.number]
+        others = [t for t in study.get_trials(deepcopy=False, states=COMPARED) if t.number != trial.number]
         recent = [s for t in others if (s := signal(t, rung)) is not None][1 - self._n_recent :]
         return sum(s > own for s in recent) >= math.ceil(self._rungs[rung] * (len(recent) + 1))
 
@@ -76,14 +76,19 @@ def best_first(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     What was seen late is taken down by what trials gain on average until then, in the logarithm of the loss: most are
     stopped early, and one that was trained to its end need not be better than one that was not.
     """
-    known = {trial.number: seen for trial in trials if (seen := _seen(trial))}
+    known = {trial.number: seen for trial in trials if trial.state in COMPARED and (seen := _seen(trial))}
     gains = {(a, b): _gain(known, a, b) for a, b in pairwise((*RUNGS, math.inf))}
     worth = {n: seen[max(seen)] - sum(g for (_, b), g in gains.items() if b <= max(seen)) for n, seen in known.items()}
     return sorted((trial for trial in trials if trial.number in worth), key=lambda trial: -worth[trial.number])
 
 
 def _seen(trial: FrozenTrial) -> dict[float, float]:
-    """Less the logarithm of the loss at every rung that the trial came to, and at the end (infinity)."""
+    """Less the logarithm of the loss at every rung that the trial came to, and at the end (infinity).
+
+    Nothing of one that diverged after that: it was not as good as it looked.
+    """
+    if "reason" in trial.user_attrs:
+        return {}
     epochs = epochs_of(trial)
     seen: dict[float, float] = {rung: -math.log(-s) for rung in RUNGS if (s := signal(trial, rung))}
     if trial.state == TrialState.COMPLETE and epochs:

@@ -133,7 +133,9 @@ def n_epochs(trial: FrozenTrial) -> int:
 def how_far(trial: FrozenTrial) -> str:
     """Where a trial was stopped, as people read it."""
     n = max(trial.intermediate_values, default=None)
-    return f"after epoch {n}" if n else "in its short run" if n is None else "after its short run"
+    if n is None:
+        return "in its short run" if short_run_of(trial) else "in its first epochs"
+    return f"after epoch {n}" if n else "after its short run"
 
 
 def epoch_from(values: Mapping[str, Any]) -> EpochResult:
@@ -162,8 +164,11 @@ def write_candidate(
 def write_excess(trial: optuna.Trial, n_parameters: int, max_params: int, others: Mapping[str, int]) -> None:
     """By how much it is over each part of the budget, as constraints; a retried trial brings them along."""
     if CONSTRAINT not in trial.constraints:
-        for name, excess in {CONSTRAINT: n_parameters - (max_params - 1), **others}.items():
+        for name, excess in {**others, CONSTRAINT: n_parameters - (max_params - 1)}.items():  # the last says: all are
             trial.set_constraint(name, excess)
+
+
+RESULTS = ("short_run", "epochs", "seconds", "reason")  # attributes of a training; one that begins anew has none
 
 
 def write_short_run(trial: optuna.Trial, judged: Sequence[EpochResult]) -> None:

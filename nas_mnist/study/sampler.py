@@ -34,6 +34,7 @@ N_LEARNED = 12  # trials that it needs
 N_PARENTS = 6  # all other mutations are of one of these many
 # Random draws keep to where networks are seldom poor, which mutations may leave: studies/README.md has the figures.
 DRAWN_CONVS = range(4, 9)  # 3×3 convolutions in all
+N_DRAWS = 20  # of such networks; where none is within the budget, as many of any depth
 DRAWN_GROWTH = 2.0  # of the widths, mostly
 DRAWN_SPREAD = 0.2  # standard deviation of the logarithm of the widths around the law, and of rate and decay
 PADDED_SHARE = 0.25
@@ -62,8 +63,8 @@ class EvolutionSampler(BaseSampler):
 
     Of several proposals the one is made of which a predictor, fitted to what was tried, hopes most. `to_candidate` says
     what parameters come to: a draw that comes to a network that was tried before is drawn again. Random draws are
-    trained about as `recipe` says; the parameters in `same` are the same in all proposals. `best_first` says which
-    trials are good, those that were stopped among them.
+    trained about as `recipe` says; the parameters in `same` are the same in all proposals. `fits` says what is within
+    the budget. `best_first` says which trials are good, those that were stopped among them.
     """
 
     n_learned = N_LEARNED
@@ -74,11 +75,12 @@ class EvolutionSampler(BaseSampler):
         to_candidate: Callable[[Parameters], Candidate],
         recipe: Recipe,
         same: Parameters,
+        fits: Callable[[Architecture], bool],
         best_first: BestFirst,
         seed: int,
     ):
         self._ranges, self._to_candidate, self._best_first = dict(ranges), to_candidate, best_first
-        self._recipe, self._same = recipe, same
+        self._recipe, self._same, self._fits = recipe, same, fits
         self._rng = np.random.default_rng(seed)
         self._tried: dict[int, Candidate] = {}  # by the number of the trial
         self._networks: set[Architecture] = set()  # of these
@@ -145,15 +147,22 @@ class EvolutionSampler(BaseSampler):
         return ranked[self._rng.integers(min(len(ranked), N_PARENTS))]
 
     def _random(self, trials: list[FrozenTrial]) -> Proposal:
-        """A draw of one of the kinds that were drawn least."""
+        """A draw of one of the kinds that were drawn least, within the budget if there is one."""
         drawn = [kind(trial.params) for trial in trials]
         fewest = min(drawn.count(k) for k in KINDS)
         least = [k for k in KINDS if drawn.count(k) == fewest]
         wanted = least[self._rng.integers(len(least))]
-        parameters = draw(self._ranges, self._recipe, self._rng)
-        while kind(parameters) != wanted:
-            parameters = draw(self._ranges, self._recipe, self._rng)
-        return Proposal(parameters | self._same, "random")
+        for n_convs in [DRAWN_CONVS] * N_DRAWS + [None] * N_DRAWS:
+            parameters = self._draw(wanted, n_convs)
+            if self._fits(self._to_candidate(parameters).architecture):
+                break
+        return Proposal(parameters, "random")
+
+    def _draw(self, wanted: "Kind", n_convs: range | None) -> Parameters:
+        while True:
+            parameters = draw(self._ranges, self._recipe, self._rng, n_convs)
+            if kind(parameters) == wanted:
+                return parameters | self._same
 
     def _mutation(self, parent: FrozenTrial) -> Proposal:
         before = self._to_candidate(parent.params)
@@ -180,10 +189,15 @@ def kind(parameters: Parameters) -> Kind:
     return any(parameters[f"separable_{b}"] for b in blocks), parameters["blocks"]
 
 
-def draw(ranges: Mapping[str, BaseDistribution], recipe: Recipe, rng: np.random.Generator) -> Parameters:
+def draw(
+    ranges: Mapping[str, BaseDistribution],
+    recipe: Recipe,
+    rng: np.random.Generator,
+    n_convs: range | None = DRAWN_CONVS,
+) -> Parameters:
     """A random point that uses the whole budget: of the kinds evenly, widths near the law, about this recipe."""
     parameters = {name: _draw_evenly(distribution, rng) for name, distribution in ranges.items()}
-    while sum(parameters[f"convs_{b}"] for b in range(1, parameters["blocks"] + 1)) not in DRAWN_CONVS:
+    while n_convs and sum(parameters[f"convs_{b}"] for b in range(1, parameters["blocks"] + 1)) not in n_convs:
         parameters |= {name: _draw_evenly(d, rng) for name, d in ranges.items() if name.startswith("convs")}
     for name, distribution in ranges.items():
         if "width" in name:

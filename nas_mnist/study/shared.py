@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas_mnist.errors import StudyError
 from nas_mnist.study.ownership import OWNER, is_orphan, owner
-from nas_mnist.study.records import TrialCounts, planned_values
+from nas_mnist.study.records import RESULTS, TrialCounts, planned_values
 from nas_mnist.study.storage import POLL_SECONDS, STORAGE_ERRORS, OnOutage, Storage, experimental, reason
 from nas_mnist.study.studies import load
 
@@ -159,7 +159,7 @@ def _retry_history(trial: FrozenTrial) -> list[int]:
 
 
 def _without_traces(trial: FrozenTrial) -> FrozenTrial:
-    """A copy without its owner, and without the files it may not have finished writing."""
+    """A copy without its owner, and without what it was trained: it begins anew, and must not be taken for further."""
     trial = copy.deepcopy(trial)
-    trial.user_attrs = {key: value for key, value in trial.user_attrs.items() if key != OWNER}
+    trial.user_attrs = {key: value for key, value in trial.user_attrs.items() if key not in (OWNER, *RESULTS)}
     return trial

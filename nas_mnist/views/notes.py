@@ -96,7 +96,7 @@ def study_note(
         f"{now.failed} failed, {now.running} running",
         "files": f"{n_bytes / 1e6:.1f} MB: drawings, and weights and pictures of the best candidates",
     }
-    lines = "\n".join(f"- **{key}**: {_plain(value)}" for key, value in facts.items())
+    lines = "\n".join(f"- **{key}**: {_plain(value)}" for key, value in facts.items() if value is not None)
     parts = [f"# {_plain(study.study_name)}", TASK, lines, "## Leaderboard", _leaderboard(best)]
     if command:
         known = identity["space"] == fingerprint(identity["optimizer"])

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from nas_mnist.model.architecture import Limits
 from nas_mnist.stages.confirm import ConfirmSettings
 from nas_mnist.stages.planned import RunsBegan, RunStarted
 from nas_mnist.stages.retrain import RetrainSettings
@@ -217,7 +218,7 @@ class RunDisplay:
 def follow(console: Console, stage: SearchSettings | ConfirmSettings | RetrainSettings, workers: list[Worker]):
     """The display of one stage of several, with a line that says which it is."""
     if isinstance(stage, SearchSettings):
-        what = f"searching below {stage.max_params:,} parameters, to {stage.n_trials} trials"
+        what = f"searching below {stage.max_params:,} parameters{_limits(stage.limits)}, to {stage.n_trials} trials"
         shown = SearchDisplay(console, stage, workers, quiet=False, verbose=False)
     else:
         confirming = isinstance(stage, ConfirmSettings)
@@ -226,6 +227,11 @@ def follow(console: Console, stage: SearchSettings | ConfirmSettings | RetrainSe
     console.print(f"[bold]{what}[/] (study {escape(repr(stage.study_name))})")
     with shown:
         yield shown
+
+
+def _limits(limits: Limits) -> str:
+    named = {"multiply-adds": limits.max_macs, "bytes of RAM": limits.max_ram}
+    return "".join(f", up to {limit:,} {what}" for what, limit in named.items() if limit is not None)
 
 
 def died(worker: Worker, event: WorkerDied) -> str:

@@ -2,15 +2,30 @@
 
 import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from nas_mnist.errors import StudyError
+from nas_mnist.stages.search import SearchSettings
 from nas_mnist.stages.trial import TrialEnded
 from nas_mnist.study.storage import STORAGE_ERRORS, Storage
-from nas_mnist.workers.events import Worker
+from nas_mnist.workers.events import OnWorkerEvent, Worker, tee
 
 SECONDS_BETWEEN = 30  # two times of publishing; each takes about a second
+
+
+@contextlib.contextmanager
+def publishing(stage: Any, display: contextlib.AbstractContextManager[OnWorkerEvent]) -> Iterator[OnWorkerEvent]:
+    """What takes the events of a stage: its display, and if it is a search, what publishes it; at the end once more."""
+    if not isinstance(stage, SearchSettings):
+        with display as show:
+            yield show
+        return
+    publisher = Publisher(stage.storage, stage.study_name, stage.data_dir)
+    with display as show:
+        yield tee(show, publisher)
+    publisher.publish()
 
 
 class Publisher:

@@ -21,7 +21,15 @@ from nas_mnist.model.zoo import ZOO
 from nas_mnist.stages.ablate import Ablated
 from nas_mnist.stages.confirm import Confirmed
 from nas_mnist.stages.retrain import Retrained
-from nas_mnist.study.records import TrialRecord, how_far, is_over_budget, is_trained, leaderboard, n_epochs
+from nas_mnist.study.records import (
+    TrialRecord,
+    how_far,
+    is_over_budget,
+    is_trained,
+    leaderboard,
+    n_epochs,
+    short_run_of,
+)
 from nas_mnist.views.tables import plus_minus
 
 BLUE, ORANGE, GREEN, VERMILLION = "#0072b2", "#e69f00", "#009e73", "#d55e00"
@@ -170,11 +178,11 @@ def mean_text(mean: float, deviation: float | None, n: int) -> str:
 def optimisation_history(trials: Sequence[FrozenTrial]) -> go.Figure:
     """Accuracy by trial number, and the best so far."""
     complete = sorted(leaderboard(trials), key=lambda t: t.number)
-    pruned = [t for t in trials if outcome(t) == "pruned" and t.intermediate_values]
+    pruned = [t for t in trials if outcome(t) == "pruned" and _last_accuracy(t) is not None]
     if not complete:
         raise NothingToDraw("No trial has been trained to its end yet, so there is no best accuracy to follow.")
     figure = _figure("trial", "validation accuracy in %")
-    last = [_error(list(t.intermediate_values.values())[-1]) for t in pruned]
+    last = [_error(_last_accuracy(t)) for t in pruned]
     errors = [_error(t.value) for t in complete]
     if pruned:
         numbers, hover = [t.number for t in pruned], [_hover(t) for t in pruned]
@@ -252,7 +260,8 @@ def epochs_spent(trials: Sequence[FrozenTrial], max_epochs: int) -> go.Figure:
     figure = _figure("trained trials", "epochs")
     numbers = list(range(1, len(trained) + 1))
     hover = [
-        f"{n} trained trials: {e:,} epochs, {n * max_epochs - e:,} saved" for n, e in zip(numbers, spent, strict=True)
+        f"{n} trained trials: {e:,} epochs, {max(0, n * max_epochs - e):,} saved"
+        for n, e in zip(numbers, spent, strict=True)
     ]
     figure.add_scatter(
         x=numbers,
@@ -428,13 +437,21 @@ def _hover(trial: FrozenTrial) -> str:
     line = f"trial {trial.number}"
     if trial.state == TrialState.COMPLETE:
         line += f": {trial.value:.2%}"
-    elif trial.intermediate_values:
+    elif outcome(trial) in ("pruned", "diverged"):
         line += f": {outcome(trial)} {how_far(trial)}"
     record = TrialRecord.from_trial(trial)
     if record.n_parameters is not None:
         line += f", {record.n_parameters:,} parameters"
     notation = textwrap.wrap(record.architecture or "", 44)
     return "<br>".join(map(html.escape, [line, *notation]))
+
+
+def _last_accuracy(trial: FrozenTrial) -> float | None:
+    """In its last epoch that was judged; None if there was none. A short run reports its end alone."""
+    if trial.intermediate_values:
+        return trial.intermediate_values[max(trial.intermediate_values)]
+    short_run = short_run_of(trial)
+    return short_run[-1].eval_accuracy if short_run else None
 
 
 def _error(accuracy: float) -> float:

@@ -407,9 +407,11 @@ def lead_line(ranking: list["Confirmed"], p_value: float | None, significant: fl
     first, second = ranking[:2]
     if p_value is None:
         return Text(f"trials {first.trial} and {second.trial} are equal on every fold and seed", "yellow")
+    n = min(len(first.accuracies), len(second.accuracies))  # one that was given up has fewer
+    difference = (sum(first.accuracies[:n]) - sum(second.accuracies[:n])) / n
     really = "is ahead of" if p_value < significant else "is not certainly ahead of"
     return Text(
-        f"trial {first.trial} {really} trial {second.trial}: {100 * (first.mean - second.mean):+.3f} points, "
+        f"trial {first.trial} {really} trial {second.trial}: {100 * difference:+.3f} points, "
         f"p = {p_value:.2f} (one-sided Wilcoxon test over common folds and seeds)",
         "green" if p_value < significant else "yellow",
     )

@@ -110,16 +110,17 @@ def run_workers(work: Work, workers: Sequence[Worker], on_event: OnWorkerEvent) 
     once and raises `KeyboardInterrupt`. Raises `WorkerFailed` if a worker dies again and again.
     """
     context = _context()
-    running = []
+    running: list[_Process] = []
     with stopped_once():
         try:
-            running = [_start(context, work, worker, 0, raised=False) for worker in workers]
+            for worker in workers:
+                _start(running, context, work, worker, 0, raised=False)
             while running:
                 ready = wait([p.connection for p in running], timeout=0.2)
                 for process in [p for p in running if p.connection in ready]:
                     if not _receive(process, on_event):
                         running.remove(process)
-                        running += _replace(context, work, process, on_event)
+                        _replace(running, context, work, process, on_event)
                 on_event(None, None)
         finally:
             _stop(running)
@@ -156,12 +157,12 @@ def is_forgiven(event: Any, raised: bool) -> bool:
     return isinstance(event, Completed if raised else Progress)
 
 
-def _replace(context: Context, work: Work, process: _Process, on_event: OnWorkerEvent) -> list[_Process]:
+def _replace(running: list[_Process], context: Context, work: Work, process: _Process, on_event: OnWorkerEvent) -> None:
     process.process.join()
     process.connection.close()
     code, failure = process.process.exitcode, process.failure
     if code == 0:
-        return []
+        return
     if failure and failure.final:
         raise WorkerFailed(failure.message, *failure.settings)
     ended = f"exit code {code}" if code is None or code > 0 else f"killed by signal {-code}"
@@ -169,7 +170,7 @@ def _replace(context: Context, work: Work, process: _Process, on_event: OnWorker
     on_event(process.worker, WorkerDied(reason))
     if process.restarts >= MAX_RESTARTS:
         raise _hopeless(process.worker, reason)
-    return [_start(context, work, process.worker, process.restarts + 1, raised=failure is not None)]
+    _start(running, context, work, process.worker, process.restarts + 1, raised=failure is not None)
 
 
 def _hopeless(worker: Worker, reason: str) -> WorkerFailed:
@@ -180,14 +181,17 @@ def _hopeless(worker: Worker, reason: str) -> WorkerFailed:
     return error
 
 
-def _start(context: Context, work: Work, worker: Worker, restarts: int, *, raised: bool) -> _Process:
+def _start(
+    running: list[_Process], context: Context, work: Work, worker: Worker, restarts: int, *, raised: bool
+) -> None:
+    """Add it to those that run before a stop can come in between, which would leave it running."""
     receiving, sending = context.Pipe(duplex=False)
     arguments = (dict(os.environ), work, worker, sending)
     process = context.Process(target=_main, args=arguments, name=f"nas-mnist worker {worker.index}")
     with blocked_for_children():  # a stop may reach the whole group; the parent decides
         process.start()
-    sending.close()  # so that the end of the worker is the end of the pipe
-    return _Process(worker, process, receiving, restarts, raised)
+        running.append(_Process(worker, process, receiving, restarts, raised))
+        sending.close()  # so that the end of the worker is the end of the pipe
 
 
 def _stop(running: list[_Process]) -> None:

@@ -100,7 +100,8 @@ def run_workers(work: Callable[[Worker, OnEvent], None], workers: Sequence[Worke
     tasks: list[_Task] = []
     with stopped_once():
         try:
-            tasks += [_start(work, worker, queue, 0) for worker in workers]
+            for worker in workers:  # one by one, so that a stop in between finds those that run
+                tasks.append(_start(work, worker, queue, 0))
             while tasks:
                 ended, _ = ray.wait([task.reference for task in tasks], timeout=0.2)
                 by_index = {task.worker.index: task for task in tasks}

@@ -1,8 +1,9 @@
 import math
+from dataclasses import asdict
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from nas_mnist.study.pruner import BEGINNING, RUNGS, SHORT_EPOCHS, SHORT_RUN, RungPruner, best_first, signal
 from nas_mnist.study.records import how_far, n_epochs, write_epochs, write_short_run
@@ -104,3 +105,12 @@ def test_a_trial_of_which_nothing_is_known_is_not_ranked():
     study = optuna.create_study()
     study.ask()
     assert best_first(study.trials) == []
+
+
+def test_what_failed_or_diverged_is_not_among_the_best():
+    """The first is queued again and would be there twice; the second only looked good before its loss was no number."""
+    study, _ = run([0.3, 0.2, 0.1])
+    for state, reason in (TrialState.FAIL, {}), (TrialState.PRUNED, {"reason": "the training loss was nan"}):
+        good = [asdict(EpochResult(1, 0.1, 0.97, 0.001, 0.98, 0.1, 1.0, 0.1))]
+        study.add_trial(create_trial(state=state, user_attrs={"short_run": good} | reason))
+    assert [trial.number for trial in best_first(study.trials)] == [2, 1, 0]

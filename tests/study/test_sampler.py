@@ -30,13 +30,17 @@ SAME = decided(MNIST)
 to_candidate = partial(space.to_candidate, max_params=2000, epochs=15)
 
 
+def fits(architecture):
+    return architecture.n_parameters < 2000
+
+
 def best_first(trials):
     return sorted((trial for trial in trials if trial.values), key=lambda trial: -trial.value)
 
 
 def search(n, seed=0, value=lambda candidate: len(candidate.architecture.layers)):
     """A study of `n` finished trials whose value is one of their candidate."""
-    sampler = EvolutionSampler(RANGES, lambda p: to_candidate(p), RECIPE, SAME, best_first, seed)
+    sampler = EvolutionSampler(RANGES, lambda p: to_candidate(p), RECIPE, SAME, fits, best_first, seed)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for _ in range(n):
         trial = study.ask()
@@ -89,7 +93,7 @@ def test_of_several_proposals_the_likeliest_is_made():
         n_learned = math.inf
 
     def mean_worth(kind, seed):
-        sampler = kind(RANGES, lambda p: to_candidate(p), RECIPE, SAME, best_first, seed)
+        sampler = kind(RANGES, lambda p: to_candidate(p), RECIPE, SAME, fits, best_first, seed)
         study = optuna.create_study(direction="maximize", sampler=sampler)
         for _ in range(40):
             trial = study.ask()
@@ -103,9 +107,21 @@ def test_nothing_is_proposed_that_takes_the_time_of_many():
     wide = partial(space.to_candidate, max_params=8000, epochs=15)
     rng = np.random.default_rng(0)
     assert max(wide(draw(RANGES, RECIPE, rng)).architecture.n_activations for _ in range(40)) > MAX_ACTIVATIONS
-    study = optuna.create_study(sampler=EvolutionSampler(RANGES, wide, RECIPE, SAME, lambda trials: [], 0))
+    study = optuna.create_study(sampler=EvolutionSampler(RANGES, wide, RECIPE, SAME, fits, lambda trials: [], 0))
     drawn = [wide(space.suggest(study.ask())).architecture.n_activations for _ in range(40)]
     assert 0.2 * MAX_ACTIVATIONS < max(drawn) <= MAX_ACTIVATIONS
+
+
+def test_where_no_deep_network_fits_shallow_ones_are_drawn():
+    """The smallest network that random draws keep to has 132 parameters, the smallest of the space 72."""
+    few = partial(space.to_candidate, max_params=110, epochs=15)
+
+    def within(architecture):
+        return architecture.n_parameters < 110
+
+    study = optuna.create_study(sampler=EvolutionSampler(RANGES, few, RECIPE, SAME, within, lambda trials: [], 0))
+    drawn = [few(space.suggest(study.ask())).architecture for _ in range(20)]
+    assert sum(map(within, drawn)) >= 5
 
 
 def test_no_network_is_proposed_twice():
@@ -118,7 +134,8 @@ def test_no_network_is_proposed_twice():
 def test_a_parent_that_does_not_fill_the_budget_has_children_that_do_and_have_hard_swish():
     reference = space.to_parameters(space.Candidate(parse("c4 c8 M c8 G c10k1-"), RECIPE), 2000)
     study = optuna.create_study(
-        direction="maximize", sampler=EvolutionSampler(RANGES, lambda p: to_candidate(p), RECIPE, SAME, best_first, 0)
+        direction="maximize",
+        sampler=EvolutionSampler(RANGES, lambda p: to_candidate(p), RECIPE, SAME, fits, best_first, 0),
     )
     study.enqueue_trial(reference)
     for _ in range(N_RANDOM + 25):

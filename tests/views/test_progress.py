@@ -49,7 +49,7 @@ def epoch(trial, number, accuracy=0.97, of=SETTINGS.epochs):
 
 
 def ended(trial, n_epochs=5, accuracy=0.97, over_budget=False):
-    return TrialEnded(trial, over_budget, n_epochs, f"after epoch {n_epochs}", accuracy)
+    return TrialEnded(trial, over_budget, f"after epoch {n_epochs}", accuracy)
 
 
 def show_search(events, *, terminal=False, quiet=False, verbose=False, settings=SETTINGS):

@@ -148,6 +148,7 @@ def confirmed(trial, *accuracies):
         ([confirmed(2, 0.98, 0.99)], None, "trials 1 and 2 are equal on every fold and seed"),
         ([confirmed(2, 0.97, 0.99)], 0.5, "trial 1 is not certainly ahead of trial 2: +0.500 points, p = 0.50"),
         ([confirmed(2, 0.97, 0.99)], 0.01, "trial 1 is ahead of trial 2: +0.500 points, p = 0.01"),
+        ([confirmed(2, 0.97)], 0.01, "trial 1 is ahead of trial 2: +1.000 points, p = 0.01"),
     ],
 )
 def test_lead_is_called_certain_only_below_the_level(others, p_value, line):
