@@ -1,7 +1,7 @@
 """The two pictures of the README, drawn from the committed studies: `python studies/pictures.py`
 
 The result: what was found, on the test set, beside what was published of the networks that people designed. And a
-search as its terminal shows it: the first trials of the study `calibrated`, given to the display as they happened.
+search as its terminal shows it: the first trials of `unaided.db`, given to the display as they happened.
 """
 
 import shutil
@@ -18,9 +18,10 @@ from nas_mnist.stages import retrain
 from nas_mnist.stages.search import SearchBegan, SearchSettings
 from nas_mnist.stages.trial import EpochTrained, TrialEnded, TrialStarted
 from nas_mnist.study import studies
+from nas_mnist.study.pruner import SHORT_EPOCHS
 from nas_mnist.study.records import TrialRecord, how_far
 from nas_mnist.study.storage import Storage
-from nas_mnist.task import MAX_PARAMS, TARGET_ACCURACY
+from nas_mnist.task import MAX_EPOCHS, MAX_PARAMS, TARGET_ACCURACY
 from nas_mnist.views.progress import SearchDisplay
 from nas_mnist.views.tables import plus_minus
 from nas_mnist.workers.events import Worker
@@ -33,7 +34,7 @@ FOUND = (  # database, its study, what it is, colour
     (UNAIDED / "below-1000.db", "nas-mnist", "found unaided below 1,000", "C0"),
     (CANONICAL / "canonical.db", "soap", "put in by hand, winner of three studies", "C2"),
 )
-REPLAYED, N_TRIALS = "calibrated", 6
+N_REPLAYED = 8  # trials of a search that have ended, before two that run
 # Where names lie that would lie on others: shift in points, and which end of the name is there.
 LABELS = {
     "step-by-step": (2, 9, "right"),
@@ -48,8 +49,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:  # whoever opens the database writes to it
         copies = {path: Storage.parse(shutil.copy(path, folder)) for path, *_ in FOUND}
         draw_result(copies).savefig(CANONICAL / "result.png", dpi=130)
-        console = record_search(copies[CANONICAL / "canonical.db"])
-        console.save_svg(str(CANONICAL / "search.svg"), title="nas-mnist search --trials 100")
+        console = record_search(copies[UNAIDED / "unaided.db"])
+        console.save_svg(str(CANONICAL / "search.svg"), title="nas-mnist search --no-warm-start --trials 100")
 
 
 def draw_result(storages: dict[Path, Storage]) -> Figure:
@@ -93,25 +94,30 @@ class Clock:
 
 
 def record_search(storage: Storage) -> Console:
-    """A console in which the first trials of a real study have gone by, two more in their midst."""
-    study = studies.load(storage.open(), REPLAYED)
-    trials = [trial for trial in study.get_trials(deepcopy=False) if TrialRecord.from_trial(trial).epochs]
+    """A console in which the first trials of a real search have gone by, two more in their midst."""
+    trials = studies.load(storage.open(), "nas-mnist").get_trials(deepcopy=False)
     clock = Clock()
     console = Console(record=True, width=112, force_terminal=True, file=StringIO(), get_time=lambda: clock.seconds)
     workers = [Worker(0, "cpu"), Worker(1, "cpu")]
     display = SearchDisplay(console, SearchSettings(storage), workers, quiet=False, verbose=False)
     display(None, SearchBegan(0, None))
-    for i, trial in enumerate(trials[: N_TRIALS + 2]):
+    following = trials[N_REPLAYED:]
+    trained_longer = next(trial for trial in following if TrialRecord.from_trial(trial).epochs)
+    running = (trained_longer, next(trial for trial in following if trial is not trained_longer))
+    for i, trial in enumerate((*trials[:N_REPLAYED], *running)):
         worker, record = workers[i % 2], TrialRecord.from_trial(trial)
         display(worker, TrialStarted(trial.number, record.architecture, record.n_parameters))
-        ended = i < N_TRIALS
-        for epoch in record.epochs if ended else record.epochs[: 5 + i % 2]:
+        epochs = [(epoch, SHORT_EPOCHS) for epoch in record.short_run] + [
+            (epoch, MAX_EPOCHS) for epoch in record.epochs
+        ]
+        ended = trial not in running
+        for epoch, of in epochs if ended else epochs[: 7 if trial is trained_longer else 2]:
             clock.seconds += (epoch.train_seconds + epoch.eval_seconds) / len(workers)
-            display(worker, EpochTrained(trial.number, epoch, of=record.recipe.epochs))
+            display(worker, EpochTrained(trial.number, epoch, of=of))
         if ended:
             is_complete = trial.state == trial.state.COMPLETE
             accuracy, stopped = (trial.value, "") if is_complete else (None, how_far(trial))
-            display(worker, TrialEnded(trial.number, False, len(record.epochs), stopped, accuracy))
+            display(worker, TrialEnded(trial.number, False, stopped, accuracy))
     console.print(display._render())
     return console
 

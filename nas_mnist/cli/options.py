@@ -30,7 +30,7 @@ def add_storage(parser) -> None:
         "--study",
         type=study_name,
         metavar="NAME",
-        help=f"name of the study (default: {MNIST.study}, or nas- and another dataset)",
+        help=f"name of the study (default: {MNIST.study}; another dataset and baselines have their own)",
     )
 
 

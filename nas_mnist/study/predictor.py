@@ -3,7 +3,7 @@
 A draw costs nothing, a training costs minutes, so it pays to draw several and to train the one of the best prospects.
 After W. Wen et al., Neural Predictor for Neural Architecture Search, 2019, arXiv 1912.00848; here a line through a few
 numbers of each network, because there are but some dozens to learn from. How well it ranks what it has not seen is
-measured in `studies/README.md`.
+measured in `studies/ranking/README.md`.
 """
 
 from collections.abc import Sequence

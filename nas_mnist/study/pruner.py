@@ -47,7 +47,7 @@ def signal(trial: FrozenTrial, rung: int | None) -> float | None:
 
     After the short run it is the smaller of two losses, the short run's and that of averaged weights. They rank about
     as well, but means over separable networks, whose weights move far, are now and then useless, and such a network
-    is stopped for that. `studies/README.md` has the figures.
+    is stopped for that. `studies/ranking/README.md` has the figures.
     """
     if rung is None:
         return None

@@ -32,7 +32,7 @@ MAX_ACTIVATIONS = 100_000  # for an image: what takes more is drawn again, becau
 N_COMPARED = 12  # proposals, of which the one is made that the predictor thinks most of
 N_LEARNED = 12  # trials that it needs
 N_PARENTS = 6  # all other mutations are of one of these many
-# Random draws keep to where networks are seldom poor, which mutations may leave: studies/README.md has the figures.
+# Random draws keep to where networks are seldom poor; mutations may leave it (figures: studies/ranking/README.md).
 DRAWN_CONVS = range(4, 9)  # 3×3 convolutions in all
 N_DRAWS = 20  # of such networks; where none is within the budget, as many of any depth
 DRAWN_GROWTH = 2.0  # of the widths, mostly

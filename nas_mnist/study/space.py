@@ -6,7 +6,7 @@ is two or three blocks of convolutions with a transition between them and a head
 Widths follow one law: the first is `base`, those behind grow geometrically up to `growth` times as much, and each has a
 little freedom. The base is no parameter: it is solved from the budget, so that a draw uses what there is. After I.
 Radosavovic et al., Designing Network Design Spaces (RegNet), 2020, arXiv 2003.13678; what it is worth is measured in
-`studies/README.md`. A network that uses less of the budget, such as one that people made, says so with `fill`.
+`studies/ranking/README.md`. A network that uses less of the budget, such as one that people made, says so with `fill`.
 """
 
 import hashlib
@@ -90,7 +90,7 @@ def reference_recipe(
     In a search `size` is the budget, so that all its trials are trained alike. Learning rate and weight decay are in
     the middle of their ranges. A small network does not get far enough in 15 epochs, and strong augmentation takes of
     the little that it can hold: under SOAP it has twice the rate, batches half as large and half the augmentation.
-    `studies/README.md` has the figures.
+    `studies/structures/README.md` has the figures.
     """
     rate, decay = (sqrt(low * high) for low, high in (LEARNING_RATES[optimizer], WEIGHT_DECAYS[optimizer]))
     recipe = replace(RECIPE, optimizer=optimizer, epochs=epochs, learning_rate=rate, weight_decay=decay)

@@ -10,7 +10,7 @@ from nas_mnist.training.evaluation import evaluate, recalibrate
 
 N_UPDATES = 20  # an epoch
 # Of the steps so far. A fifth is as good at a rate of 0.01; at twice that, in batches of 32, the weights move too far,
-# and the loss of some means over it is several times that of others: `studies/README.md` has the figures.
+# and the loss of some means over it is several times that of others: `studies/ranking/README.md` has the figures.
 WINDOW = 1 / 20
 
 

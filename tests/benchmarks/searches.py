@@ -3,8 +3,8 @@
     python tests/benchmarks/searches.py add NAME DATABASE [--study nas-mnist]   # also its confirmation, if there is one
     python tests/benchmarks/searches.py tables                                  # and the picture; no training
 
-Each search was one command (`nas-mnist search`, then `nas-mnist confirm --folds 4`), which `studies/README.md` tells;
-`add` keeps of its database what the tables need, a trial a line, in `studies/ranking/searches.jsonl`.
+Each search was one command (`nas-mnist search`, then `nas-mnist confirm --folds 4`); `studies/ranking/README.md` tells
+of them. `add` keeps of a database what the tables need, a trial a line, in `studies/ranking/searches.jsonl`.
 """
 
 import argparse
