@@ -145,6 +145,16 @@ def test_it_trains_in_pairs_keeps_what_is_done_and_goes_on(settings):
         run(replace(settings, n_folds=3))
 
 
+def test_run_that_another_ablation_left_in_the_queue_is_trained_too(settings):
+    run(replace(settings, rows=settings.rows[:1]))
+    study = studies.load(settings.storage.open(), "nas-mnist-ablate")
+    third = Candidate(parse("c7 M c6 M c10k1- G"), reference_recipe(epochs=1))
+    study.enqueue_trial({}, user_attrs=ablate.PlannedChange(third, seed=0, fold=0).attributes())
+    run(settings)
+    left = studies.load(settings.storage.open(), "nas-mnist-ablate").trials[2]
+    assert left.state == TrialState.COMPLETE and left.user_attrs["change"] == "c7 M c6 M c10k1- G"
+
+
 def test_results_are_found_again_by_the_candidate(settings):
     rows = changes(TINY)[:3]
     run(replace(settings, rows=rows))

@@ -168,6 +168,22 @@ def test_stop_ends_every_worker_at_once(stop):
     assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
+def test_stop_while_workers_start_ends_those_that_have(monkeypatch):
+    """It reaches this process while the second worker is started, and is put off until that has."""
+    started, start = [], local._start
+
+    def interrupted(running, *arguments, **named):
+        if started:
+            os.kill(os.getpid(), signal.SIGINT)
+        started.append(running)
+        start(running, *arguments, **named)
+
+    monkeypatch.setattr(local, "_start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        collect(_sleep)
+    assert len(started) == 1 and [p.process.is_alive() for p in started[0]] == [False]
+
+
 def _parent(connection):
     run_workers(_sleep, TWO, lambda worker, event: connection.send(event) if worker else None)
 
