@@ -11,14 +11,14 @@ def test_search_publishes_while_it_runs_but_not_too_often(monkeypatch, tmp_path)
     published, arguments = [], (Storage.parse(str(tmp_path / "s.db")), "a", tmp_path)
     monkeypatch.setattr(dashboard, "publish", lambda *arguments: published.append(arguments))
     publisher = Publisher(*arguments)
-    publisher(None, TrialEnded(1, False, 1, "after epoch 1", 0.9))
+    publisher(None, TrialEnded(1, False, "after epoch 1", 0.9))
     assert not published
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + SECONDS_BETWEEN + 1)
     publisher(None, "another event")
     assert not published
     for _ in range(2):
-        publisher(None, TrialEnded(1, False, 1, "after epoch 1", 0.9))
+        publisher(None, TrialEnded(1, False, "after epoch 1", 0.9))
     assert published == [arguments]
 
 
@@ -33,5 +33,5 @@ def test_note_that_cannot_be_written_does_not_stop_a_search(monkeypatch, tmp_pat
     publisher = Publisher(Storage.parse(str(tmp_path / "s.db")), "a", tmp_path)
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + SECONDS_BETWEEN + 1)
-    publisher(None, TrialEnded(1, False, 1, "after epoch 1", 0.9))
+    publisher(None, TrialEnded(1, False, "after epoch 1", 0.9))
     assert len(tried) == 1
