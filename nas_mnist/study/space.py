@@ -212,6 +212,15 @@ def used_widths(parameters: Mapping[str, Any]) -> list[str]:
     return [name for name, _ in _names(parameters)]
 
 
+def separable_share(parameters: Mapping[str, Any]) -> float:
+    """The share of separable layers among the convolutions of blocks, the network's first apart, which is plain."""
+    separable, total = -int(parameters["separable_1"]), -1
+    for block in range(1, parameters["blocks"] + 1):
+        n = parameters[f"convs_{block}"]
+        separable, total = separable + n * int(parameters[f"separable_{block}"]), total + n
+    return separable / max(total, 1)
+
+
 def _names(parameters: Mapping[str, Any]) -> list[tuple[str, int]]:
     """The width parameters that the structure uses, each with how many 3×3 convolutions stand before its layer."""
     names, depth = [], 0

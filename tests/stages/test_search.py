@@ -77,7 +77,8 @@ def test_of_a_long_search_a_candidate_is_trained_shortly_first_and_stopped_if_ot
     assert record.seconds == pytest.approx(sum(e.train_seconds + e.eval_seconds for e in trained))
 
     unbeatable = [asdict(replace(epoch, eval_loss=1e-6)) for epoch in record.short_run]
-    study.add_trial(create_trial(state=TrialState.PRUNED, user_attrs={"short_run": unbeatable}))
+    as_first = {"params": first.params, "distributions": first.distributions}
+    study.add_trial(create_trial(state=TrialState.PRUNED, **as_first, user_attrs={"short_run": unbeatable}))
     study.enqueue_trial(first.params)
     worse = study.ask()
     with pytest.raises(optuna.TrialPruned, match="others did better"):
