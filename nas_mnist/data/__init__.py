@@ -1,4 +1,4 @@
 """The images: which datasets there are, their files, and how they are divided into folds.
 
-Imports `errors` alone.
+Imports `errors` and `files`.
 """

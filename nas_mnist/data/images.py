@@ -55,6 +55,11 @@ class Images:
     def part(self, indices: Tensor) -> "Images":
         return replace(self, indices=indices.to(self.indices.device))
 
+    def first(self, n: int) -> "Images":
+        """The first `n` images, cut out."""
+        upright = None if self.upright is None else self.upright[:n]
+        return replace(self, pixels=self.pixels[:n], labels=self.labels[:n], indices=torch.arange(n), upright=upright)
+
     def deskewed(self) -> "Images":
         """The same images made upright, see `deskew`."""
         upright = make_upright(self.pixels) if self.upright is None else self.upright

@@ -38,7 +38,7 @@ _ARRAYS = tuple(f"{part}_{kind}.npy" for part in _PARTS for kind in ("images", "
 def default_data_dir() -> Path:
     """`$NAS_MNIST_DATA`, or `nas-mnist` in the user's cache folder."""
     named = os.environ.get("NAS_MNIST_DATA")
-    return Path(named).expanduser() if named else user_cache_path("nas-mnist", appauthor=False)
+    return Path(os.path.expanduser(named)) if named else user_cache_path("nas-mnist", appauthor=False)
 
 
 def prepare(data_dir: Path, dataset: Dataset = MNIST) -> None:
@@ -54,12 +54,13 @@ def prepare(data_dir: Path, dataset: Dataset = MNIST) -> None:
                 if not folder.exists():
                     _unpack(dataset, data_dir, folder)
                 elif _is_older(folder):
+                    _verify(dataset, folder, _files(dataset))
                     _add_upright(folder)
     except OSError as error:
         raise DataError(
             f"the data folder must be writable; {data_dir}: {error.strerror or error}: name another", "data_dir"
         ) from error
-    _verify(dataset, folder)
+    _verify(dataset, folder, (*_files(dataset), *_UPRIGHT))
 
 
 def checksums(data_dir: Path, dataset: Dataset = MNIST) -> dict[str, str]:
@@ -200,11 +201,11 @@ def _files(dataset: Dataset) -> tuple[str, ...]:
     return _ARRAYS if dataset.normalisation else (*_ARRAYS, NORMALISATION_FILE)
 
 
-def _verify(dataset: Dataset, folder: Path) -> None:
+def _verify(dataset: Dataset, folder: Path, names: tuple[str, ...]) -> None:
     try:
         lines = [line.split() for line in (folder / "md5").read_text().splitlines()]
         damaged = [name for digest, name in lines if _md5(folder / name) != digest]
-        damaged += ["md5"] * (tuple(name for _, name in lines) != (*_files(dataset), *_UPRIGHT))
+        damaged += ["md5"] * (tuple(name for _, name in lines) != names)
     except (OSError, ValueError) as error:
         damaged = [getattr(error, "filename", None) or "md5"]
     if damaged:

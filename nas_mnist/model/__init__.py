@@ -1,4 +1,4 @@
 """What a network is: its line, its layers, its counts, and the ten networks that people made.
 
-Imports `errors` and `task`.
+Imports `errors` alone.
 """

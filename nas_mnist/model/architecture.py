@@ -198,6 +198,11 @@ class Architecture:
         return tuple(shapes)
 
     @property
+    def last_conv(self) -> int:
+        """The place of the convolution whose channels are the classes."""
+        return max(i for i, layer in enumerate(self.layers) if isinstance(layer, Conv))
+
+    @property
     def n_parameters(self) -> int:
         """Trainable parameters, by arithmetic; `network.count_parameters` counts the built network."""
         return sum(shape.n_parameters for shape in self.shapes)

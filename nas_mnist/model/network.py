@@ -115,11 +115,10 @@ class Network(nn.Sequential):
 
 
 def _children(architecture: Architecture) -> list[nn.Module]:
-    last_conv = max((i for i, layer in enumerate(architecture.layers) if isinstance(layer, Conv)), default=-1)
     children: list[nn.Module] = []
     for i, (layer, shape) in enumerate(zip(architecture.layers, architecture.shapes, strict=True)):
         if isinstance(layer, Conv):
-            dropout = 0.0 if i == last_conv else architecture.dropout
+            dropout = 0.0 if i == architecture.last_conv else architecture.dropout
             children.append(_convolution(layer, shape.in_channels, architecture, dropout))
         else:
             children.append(nn.MaxPool2d(2) if isinstance(layer, MaxPool) else GlobalPool())

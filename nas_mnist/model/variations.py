@@ -130,19 +130,15 @@ def _is_pointwise(layer: Layer) -> bool:
 
 
 def _widths(architecture: Architecture) -> list[int]:
-    return [layer.channels for layer in architecture.layers[: _last_conv(architecture)] if isinstance(layer, Conv)]
+    return [layer.channels for layer in architecture.layers[: architecture.last_conv] if isinstance(layer, Conv)]
 
 
 def _with_widths(architecture: Architecture, widths: list[int]) -> Architecture:
     """With other widths for all convolutions but the last one, whose channels are the classes."""
     rest = iter(widths)
-    last = _last_conv(architecture)
+    last = architecture.last_conv
     layers = (
         replace(layer, channels=next(rest)) if isinstance(layer, Conv) and i < last else layer
         for i, layer in enumerate(architecture.layers)
     )
     return replace(architecture, layers=tuple(layers))
-
-
-def _last_conv(architecture: Architecture) -> int:
-    return max((i for i, layer in enumerate(architecture.layers) if isinstance(layer, Conv)), default=-1)

@@ -56,6 +56,7 @@ def generate(
         mean=normalisation.mean,
         std=normalisation.std,
         side=dataset.box,
+        formats=preprocess.FORMATS,
         by_mass=dataset.by_mass,
         classes=", ".join(f'"{name}"' for name in dataset.classes),
         line=str(architecture),
@@ -81,12 +82,11 @@ def _definitions(architecture: Architecture) -> list[str]:
 
 def _forward(architecture: Architecture) -> list[str]:
     lines = [_commented("x = upright(x, MEAN, STD)", "(B, 1, 28, 28)")] * architecture.deskewed
-    last_conv = max(i for i, layer in enumerate(architecture.layers) if isinstance(layer, Conv))
     for index, (layer, steps) in enumerate(zip(architecture.layers, walk(architecture), strict=True)):
         for step in steps:
             out = f"(B, {step.channels}, {step.side}, {step.side})"
             lines.append(_commented(f"x = {_call(step, architecture)}", out))
-        if isinstance(layer, Conv) and layer.activation and architecture.dropout and index != last_conv:
+        if isinstance(layer, Conv) and layer.activation and architecture.dropout and index != architecture.last_conv:
             dropout = "dropout" if architecture.elementwise_dropout else "dropout2d"
             lines.append(f"        x = F.{dropout}(x, {architecture.dropout}, self.training)")
     return lines
@@ -113,7 +113,7 @@ _TEMPLATE = '''"""{headline}
     python model.py                  # counts the parameters
     python model.py picture.png …    # says what the pictures show
 
-Needs torch alone; with Pillow it reads every kind of picture, without it PNG. Written by nas-mnist.
+Needs torch alone; with Pillow it reads the usual kinds of pictures, without it PNG. Written by nas-mnist.
 """
 
 import json
@@ -129,6 +129,7 @@ from torch.nn import functional as F
 WEIGHTS = Path(__file__).with_name("weights.safetensors")
 CLASSES = ({classes})
 MEAN, STD = {mean}, {std}  # of the training images
+FORMATS = {formats}  # Pillow would start other programs to read some others
 
 
 {deskewing}class Model(nn.Module):
@@ -167,7 +168,9 @@ def read(path: str) -> Tensor:
         from PIL import Image, ImageOps
     except ImportError:
         return read_png(Path(path).read_bytes())
-    with Image.open(path) as picture:
+    with Image.open(path, formats=FORMATS) as picture:
+        if picture.mode.startswith("I;16"):
+            picture = picture.point(lambda value: value / 256)  # Pillow would cut off, not scale
         picture = ImageOps.exif_transpose(picture).convert("RGBA").convert("LA")
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(picture.height, -1, 2) / 255
     return on_paper(pixels[..., 0], pixels[..., 1])
@@ -186,12 +189,12 @@ def main(paths: list[str]) -> int:
     for path in paths:
         try:
             image = prepare(read(path), mean=MEAN, std=STD, side={side}, by_mass={by_mass})
-            probabilities = model(image).softmax(1)[0]
-        except (OSError, ValueError, SyntaxError) as error:  # Pillow calls some damaged files a SyntaxError
+        except Exception as error:  # a damaged file can make Pillow raise anything
             print(f"{{path}}: {{error}}", file=sys.stderr)
             failed = 2
-        else:
-            print(f"{{path}}: {{CLASSES[probabilities.argmax()]}} ({{probabilities.max().item():.1%}})")
+            continue
+        probabilities = model(image).softmax(1)[0]
+        print(f"{{path}}: {{CLASSES[probabilities.argmax()]}} ({{probabilities.max().item():.1%}})")
     return failed
 
 

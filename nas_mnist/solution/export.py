@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from nas_mnist.data.datasets import MNIST, Dataset
-from nas_mnist.data.images import Images, load_test, load_train
+from nas_mnist.data.images import Images, load_test, load_train, make_upright
 from nas_mnist.data.unpacking import checksums, prepare
 from nas_mnist.errors import BudgetError, SolutionError
 from nas_mnist.extras import Extra, require
@@ -149,7 +149,11 @@ def _write(
 
 def check_place(out: Path, force: bool) -> None:
     """Raise `SolutionError` if a solution must not be put at `out`."""
-    if not out.exists():
+    try:
+        there = out.exists()
+    except OSError as error:
+        raise SolutionError(f"{out} cannot be written ({error.strerror}): name another", "out") from error
+    if not there:
         return
     if not force:
         raise SolutionError(
@@ -161,8 +165,8 @@ def check_place(out: Path, force: bool) -> None:
         raise SolutionError(
             f"{out} is no exported solution, and only such a folder is replaced: name another", "out"
         ) from None
-    there = (path.relative_to(out).as_posix() for path in _files(out) if "__pycache__" not in path.parts)
-    foreign = sorted(set(there) - written)
+    files = (path.relative_to(out).as_posix() for path in _files(out) if "__pycache__" not in path.parts)
+    foreign = sorted(set(files) - written)
     if foreign:
         raise SolutionError(
             f"{out} holds {foreign[0]}, which was not exported and would be lost: move it, or name another folder",
@@ -314,12 +318,13 @@ def _target(dataset: Dataset) -> float | None:
 
 
 def _augmented(retrained: Retrained, train_images: Images) -> Figure:
-    pixels = train_images.pixels[: 2 * N_AUGMENTED_ROWS : 2]
+    originals = train_images.pixels[: 2 * N_AUGMENTED_ROWS : 2]
+    pixels = make_upright(originals) if retrained.candidate.architecture.deskewed else originals
     generator = torch.Generator().manual_seed(0)
     augmentation = retrained.candidate.recipe.augmentation
     like = train_images.normalisation
     variants = [augment(pixels, augmentation, like, generator)[:, 0] * like.std + like.mean for _ in range(N_VARIANTS)]
-    return figures.augmented(pixels, variants)
+    return figures.augmented(originals, variants)
 
 
 def _record(retrained: Retrained, source: Source, judged: Judged, data_md5: dict[str, str]) -> dict[str, Any]:

@@ -287,7 +287,7 @@ def _commands(retrained: Retrained, record: dict[str, Any]) -> str:
     seeds = f" --seeds {len(retrained.runs) + len(retrained.diverged)}"
     n_all = {"n_train_images": retrained.dataset.n_train_images}
     seeds += _options(record, n_all, {"n_train_images": "train-images"})
-    export = f"nas-mnist export{study}"
+    export = f"nas-mnist export{' --c' * ('c' in record)}{study}"
     if retrained.trial is None:
         epochs = _options(record["recipe"], {"epochs": MAX_EPOCHS})
         line = shlex.quote(record["architecture"])

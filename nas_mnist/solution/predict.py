@@ -24,7 +24,7 @@ from nas_mnist.extras import Extra, require
 from nas_mnist.model.architecture import parse
 from nas_mnist.model.network import Network, build
 from nas_mnist.solution.codegen import weight_names
-from nas_mnist.solution.preprocess import on_paper
+from nas_mnist.solution.preprocess import FORMATS, on_paper
 from nas_mnist.solution.preprocess import prepare as prepare_picture
 from nas_mnist.study.space import Candidate
 from nas_mnist.training.augmentation import normalise
@@ -33,7 +33,6 @@ from nas_mnist.training.evaluation import evaluate
 RECORD, WEIGHTS, INT8 = "solution.json", "weights.safetensors", "model_int8.onnx"
 SEAL = "sha256_of_the_above"  # key of the record
 MAX_PIXELS = 50_000_000  # more is no picture of a digit
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # Pillow would start other programs to read some others
 
 
 @dataclass(frozen=True)
@@ -158,6 +157,8 @@ def _grey(path: str) -> Tensor:
             with Image.open(path, formats=FORMATS) as file:
                 if file.width * file.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
+                if file.mode.startswith("I;16"):
+                    file = file.point(lambda value: value / 256)  # Pillow would cut off, not scale
                 picture = ImageOps.exif_transpose(file).convert("RGBA").convert("LA")
         except Image.DecompressionBombError:
             raise ValueError(f"more than {MAX_PIXELS:,} pixels are too many for a digit: make it smaller") from None

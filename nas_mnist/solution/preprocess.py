@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # Pillow would start other programs to read some others
+
 
 def prepare(grey: Tensor, *, mean: float = 0.1307, std: float = 0.3081, side: int = 20, by_mass: bool = True) -> Tensor:
     """A grey picture (H, W), 0 to 1, dark on light or light on dark → an image (1, 1, 28, 28), normalised.

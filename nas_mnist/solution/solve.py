@@ -10,16 +10,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nas_mnist.errors import SolutionError
 from nas_mnist.extras import Extra, require
 from nas_mnist.solution import export
 from nas_mnist.solution.export import Source
-from nas_mnist.solution.predict import RECORD
+from nas_mnist.solution.predict import RECORD, check
 from nas_mnist.stages import confirm, retrain, search
 from nas_mnist.stages.confirm import ConfirmSettings
 from nas_mnist.stages.retrain import Retrained, RetrainSettings
 from nas_mnist.stages.search import SearchSettings
 from nas_mnist.workers.events import OnWorkerEvent, Worker
-from nas_mnist.workers.local import run_workers
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,6 @@ def solve(
     settings: SolveSettings,
     workers: list[Worker],
     follow: Callable[[Stage], AbstractContextManager[OnWorkerEvent]],
-    run: Callable[..., None] = run_workers,
 ) -> tuple[Retrained, dict[str, Any]]:
     """Do what is left of the four stages; return the retrained winner and what its `solution.json` holds.
 
@@ -73,7 +72,7 @@ def solve(
     search.check_budget(settings.search.max_params)
     confirm.check_train_images(settings.confirm)
     with follow(settings.search) as on_event:
-        search.search(settings.search, workers, on_event, run)
+        search.search(settings.search, workers, on_event)
     with follow(settings.confirm) as on_event:
         confirm.confirm(settings.confirm, workers, on_event)
     to_retrain = settings.retrain()
@@ -90,7 +89,7 @@ def _check_place(settings: SolveSettings) -> None:
 
 def _export(settings: SolveSettings, retrained: Retrained) -> dict[str, Any]:
     there = _exported(settings.export.out)
-    if there and _is_of_this_study(settings) and _is_of(there, retrained):
+    if there and _is_of_this_study(settings) and _is_of(there, retrained) and _is_whole(settings.export.out):
         return there
     force = settings.export.force or _is_of_this_study(settings)
     source = Source.find(settings.search.storage, settings.search.study_name, retrained.candidate)
@@ -112,6 +111,14 @@ def _is_of_this_study(settings: SolveSettings) -> bool:
         return False
     names = record["search"].get("storage"), record["search"].get("study_name")
     return names == (str(settings.search.storage), settings.search.study_name)
+
+
+def _is_whole(out: Path) -> bool:
+    try:
+        check(out)
+    except SolutionError:
+        return False
+    return True
 
 
 def _is_of(record: dict[str, Any], retrained: Retrained) -> bool:

@@ -163,10 +163,10 @@ class _Walk:
     def forward(self) -> Iterator[Instruction]:
         self.map = self.new_map(INPUT_CHANNELS, INPUT_SIDE, has_gradient=False)
         yield Instruction(Op.AUGMENT, y=self.map)
-        last_conv = max((i for i, layer in enumerate(self.architecture.layers) if isinstance(layer, Conv)), default=-1)
         for i, shape in enumerate(self.architecture.shapes):
             if isinstance(shape.layer, Conv):
-                yield from self._convolution(i, shape, drops=i != last_conv and self.architecture.dropout > 0)
+                drops = i != self.architecture.last_conv and self.architecture.dropout > 0
+                yield from self._convolution(i, shape, drops=drops)
             elif isinstance(shape.layer, MaxPool):
                 yield from self._pool(shape)
             elif isinstance(shape.layer, GlobalPool):

@@ -80,5 +80,5 @@ def test_unpacked_data_has_them_ready(load, data_dir):
     made, part = images.deskewed(), images.part(torch.tensor([3, 8])).deskewed()
     some = torch.arange(0, len(images), 997)
     assert torch.equal(made.pixels[some], deskew(images.pixels[some]).to(torch.uint8))
-    assert made.deskewed() is not images and torch.equal(made.deskewed().pixels[:9], made.pixels[:9])
+    assert torch.equal(made.deskewed().pixels[:9], made.pixels[:9])
     assert torch.equal(part.select(torch.tensor([1]))[0], made.pixels[8:9])

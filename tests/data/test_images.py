@@ -121,6 +121,21 @@ def test_data_of_an_earlier_version_is_added_to(data_dir, tmp_path):
     (folder / "test_upright.npy").write_bytes(b"was killed in the middle of it")
     prepare(tmp_path)
     assert (folder / "md5").read_text().splitlines() == lines
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no array", b"\x93NUMPY\x01\x00"])
+def test_damaged_folder_of_an_earlier_version_is_named_too(data_dir, tmp_path, content):
+    folder = tmp_path / "mnist"
+    shutil.copytree(data_dir / "mnist", folder)
+    lines = (folder / "md5").read_text().splitlines()
+    (folder / "md5").write_text("".join(f"{line}\n" for line in lines if "upright" not in line))
+    for name in ("train_upright.npy", "test_upright.npy", "test_images.npy"):
+        (folder / name).unlink()
+    if content is not None:
+        (folder / "test_images.npy").write_bytes(content)
+    with pytest.raises(DataError, match=r"damaged \(test_images.npy\): delete that folder and run again"):
+        prepare(tmp_path)
+    assert not (folder / "train_upright.npy").exists()
     assert len(load_train(tmp_path).deskewed().pixels) == 60_000
 
 

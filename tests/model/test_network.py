@@ -33,7 +33,7 @@ def test_every_child_makes_the_shape_the_table_says(line):
     assert network(torch.randn(2, 1, 28, 28)).shape == (2, 10)
 
 
-def test_counting_allocates_nothing_and_a_seed_decides_the_weights():
+def test_a_seed_decides_the_weights():
     architecture = parse(LINES[0])
     first, same, other = (build(architecture, seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], same[name]) for name in first)

@@ -8,10 +8,8 @@ import argparse
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,10 +28,6 @@ RANDOM = "random"
 PARTS = ("canonical", *ZOO, RANDOM)
 
 
-def few(images, n):
-    return replace(images, pixels=images.pixels[:n], labels=images.labels[:n], indices=torch.arange(n))
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
@@ -44,7 +38,7 @@ def main() -> int:
         parser.error(f"there is no part {min(unknown)}: choose of {', '.join(PARTS)}")
     data_dir = default_data_dir()
     prepare(data_dir)
-    train, test = few(load_train(data_dir), 200), few(load_test(data_dir), arguments.images)
+    train, test = load_train(data_dir).first(200), load_test(data_dir).first(arguments.images)
     with tempfile.TemporaryDirectory() as folder:
         for part in parts:
             start = time.perf_counter()

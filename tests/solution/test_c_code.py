@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-from dataclasses import replace
 from itertools import pairwise
 
 import compiled
@@ -28,29 +27,25 @@ def test_images(data_dir):
     return load_test(data_dir)
 
 
-def few(images, n):
-    return replace(images, pixels=images.pixels[:n], labels=images.labels[:n], indices=torch.arange(n), upright=None)
-
-
 @pytest.mark.parametrize("compiler", compiled.COMPILERS)
 @pytest.mark.parametrize("line", [*(system.notation for system in ZOO.values()), *ODD])
 def test_c_gives_the_logits_of_pytorch_and_onnxruntime(line, compiler, images, test_images, tmp_path):
     compiled.require(compiler)
-    network = compiled.settled(parse(line), few(images, 200))
-    compiled.check(network, few(images, 200), few(test_images, 20), tmp_path / "c", [compiler])
+    network = compiled.settled(parse(line), images.first(200))
+    compiled.check(network, images.first(200), test_images.first(20), tmp_path / "c", [compiler])
 
 
 @settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(architecture=compiled.architectures(), seed=st.integers(0, 1000))
 def test_c_of_any_network_of_the_space(architecture, seed, images, test_images, tmp_path_factory):
     compiled.require("gcc")
-    network = compiled.settled(architecture, few(images, 200), seed)
+    network = compiled.settled(architecture, images.first(200), seed)
     folder = tmp_path_factory.mktemp("random") / "c"
-    compiled.check(network, few(images, 200), few(test_images, 20), folder, ["gcc"])
+    compiled.check(network, images.first(200), test_images.first(20), folder, ["gcc"])
 
 
 def write(line, images, folder):
-    network = compiled.settled(parse(line), few(images, 100))
+    network = compiled.settled(parse(line), images.first(100))
     steps = fold(network)
     model = quantise(steps, normalise(images.pixels[:100], images.normalisation).numpy())
     c_code.write(folder, steps, read(model, steps), "A network.", images.normalisation)
@@ -101,7 +96,7 @@ def test_buffer_is_what_describe_tells(line, images, tmp_path):
 
 
 def test_layer_that_the_writer_does_not_know_leaves_nothing_behind(images, tmp_path):
-    network = compiled.settled(parse("c8 G c10k1-"), few(images, 100))
+    network = compiled.settled(parse("c8 G c10k1-"), images.first(100))
     steps = fold(network)
     model = quantise(steps, normalise(images.pixels[:100], images.normalisation).numpy())
     with pytest.raises(SolutionError, match=r"convolutions and pools, and no Flip: export without C"):

@@ -2,6 +2,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import re
 import runpy
 import shutil
@@ -85,6 +86,40 @@ def test_module_needs_torch_alone(solution, retrained, images, tmp_path):
     digits = {line.split(": ")[1].split()[0] for line in done.stdout.splitlines()}
     assert len(done.stdout.splitlines()) == 4 and len(digits) == 1
     assert done.stderr.count("\n") == 2 and "Traceback" not in done.stderr and done.returncode == 2
+
+
+def test_module_with_pillow_starts_no_program_and_goes_on_after_a_bad_picture(solution, images, tmp_path, monkeypatch):
+    tools, started = tmp_path / "bin", tmp_path / "started"
+    tools.mkdir()
+    (tools / "gs").write_text(f"#!/bin/sh\ntouch {started}\n")
+    (tools / "gs").chmod(0o755)
+    (tmp_path / "eps.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 28 28\n%%EndComments\nshowpage\n")
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "huge.png")
+    scan = (255 - images.pixels[5].numpy()).astype(np.uint16) * 257
+    Image.fromarray(scan).save(tmp_path / "scan.tiff")
+    Image.fromarray(255 - images.pixels[5].numpy()).save(tmp_path / "good.png")
+    names = ("eps.png", "huge.png", "scan.tiff", "good.png")
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    command = [sys.executable, "-B", str(solution / "model.py"), *(str(tmp_path / name) for name in names)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = [line.split(": ")[1] for line in done.stdout.splitlines()]
+    assert len(said) == 2 and said[0].split()[0] == said[1].split()[0] and done.returncode == 2
+    assert [line.split(": ")[0] for line in done.stderr.splitlines()] == [str(tmp_path / name) for name in names[:2]]
+    assert not started.exists()
+
+
+def test_a_name_that_no_folder_can_have_is_one_clear_line():
+    with pytest.raises(SolutionError, match=r"cannot be written .*: name another"):
+        export.check_place(Path("x" * 300), force=False)
+
+
+def test_figure_of_augmented_images_shows_those_that_were_trained_on(retrained, images, monkeypatch):
+    seen = []
+    monkeypatch.setattr(export.figures, "augmented", lambda originals, variants: seen.append((originals, variants)))
+    for line in "c4 G c10k1-", "c4 G c10k1- | deskew":
+        export._augmented(replace(retrained, candidate=replace(retrained.candidate, architecture=parse(line))), images)
+    (plain, variants), (same, others) = seen
+    assert torch.equal(plain, same) and not torch.equal(variants[0], others[0])
 
 
 @pytest.mark.parametrize("n_bytes", [None, 0, 5, 300, 2000])

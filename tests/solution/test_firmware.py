@@ -1,4 +1,3 @@
-from dataclasses import replace
 from pathlib import Path
 
 import compiled
@@ -18,7 +17,7 @@ N_IMAGES = 100
 def canonical(data_dir, images, tmp_path_factory):
     """The canonical solution as C, what onnxruntime makes of it in int8, and what PyTorch does, of the first images."""
     folder, test = tmp_path_factory.mktemp("firmware"), load_test(data_dir)
-    few = replace(test, pixels=test.pixels[:N_IMAGES], labels=test.labels[:N_IMAGES], indices=torch.arange(N_IMAGES))
+    few = test.first(N_IMAGES)
     network = load(CANONICAL).network
     int8 = embedded.write_int8(network, images, few, folder)
     embedded.c_code.write(folder / "c", int8.steps, int8.quantised, "A network.", few.normalisation)

@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -57,6 +58,15 @@ def test_any_size_place_and_shade_gives_the_same_digit(images, solution, network
     with torch.no_grad():
         expected = network(normalise(images.pixels[:1], images.normalisation)).argmax().item()
     assert found.class_index == expected and 0 < found.confidence <= 1 and found.error is None
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_scans_of_16_bits_are_read_as_those_of_8(images, tmp_path, suffix):
+    eight = picture(images.pixels[3], side=75, dark_on_light=True)
+    eight.save(tmp_path / "8.png")
+    Image.fromarray(np.asarray(eight).astype(np.uint16) * 257).save(tmp_path / f"16.{suffix}")
+    given = [predict._grey(str(tmp_path / name)) for name in (f"16.{suffix}", "8.png")]
+    torch.testing.assert_close(*given, atol=0.01, rtol=0)
 
 
 def test_own_png_reader_agrees_with_pillow(images, tmp_path):

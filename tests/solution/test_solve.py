@@ -66,6 +66,15 @@ def test_all_done_is_not_done_again_and_a_verdict_of_no_is_exit_code_1_if_asked(
     assert {path: path.stat().st_mtime_ns for path in Path("solution").rglob("*")} == before
 
 
+def test_a_folder_that_is_not_whole_is_exported_again(solved, monkeypatch, data_dir):
+    monkeypatch.chdir(solved[0])
+    monkeypatch.setenv("NAS_MNIST_DATA", str(data_dir))
+    weights = Path("solution", "weights.safetensors").read_bytes()
+    Path("solution", "weights.safetensors").unlink()
+    assert _run()[0] == 0
+    assert Path("solution", "weights.safetensors").read_bytes() == weights
+
+
 def test_folder_in_the_way_is_refused_before_anything_is_trained(tmp_path, monkeypatch, data_dir):
     monkeypatch.chdir(tmp_path)
     Path("solution").mkdir()
