@@ -11,6 +11,7 @@ import argparse
 import math
 import re
 import statistics
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate, groupby
@@ -26,10 +27,10 @@ from optuna.trial import FrozenTrial
 from ranking import FOLDER, interval, spearman
 
 from nas_mnist.data.unpacking import default_data_dir, prepare
-from nas_mnist.model.architecture import parse
+from nas_mnist.model.architecture import Conv, parse
 from nas_mnist.study import studies
 from nas_mnist.study.predictor import Predictor
-from nas_mnist.study.pruner import AVERAGED_EPOCHS, BEGINNING, N_RECENT, RUNGS, SHORT_EPOCHS
+from nas_mnist.study.pruner import AVERAGED_EPOCHS, BEGINNING, LATE_GAINS, N_RECENT, RUNGS, SHORT_EPOCHS
 from nas_mnist.study.records import TrialRecord, is_trained, n_epochs, planned_values
 from nas_mnist.study.sampler import N_LEARNED
 from nas_mnist.study.space import Candidate, reference_recipe
@@ -129,7 +130,10 @@ def table_of_signals(found: dict[str, list[dict[str, Any]]]) -> str:
             averaged = [-row["averaged_losses"][-1] for row in ended]
             signals[f"averaged weights, epoch {AVERAGED_EPOCHS[-1]}"] = averaged
             both = zip(ended, averaged, strict=True)
-            signals["the smaller of both"] = [max(own, -row["short_loss"]) for row, own in both]
+            smaller = [max(own, -row["short_loss"]) for row, own in both]
+            signals["the smaller of both"] = smaller
+            late = [math.exp(-LATE_GAINS[AVERAGED_EPOCHS[-1]] * separable(row)) for row in ended]
+            signals["and what separable layers gain"] = list(np.multiply(smaller, late))
         for signal, values in signals.items():
             if len(ended) > 2:
                 parts = [np.arange(len(ends)), np.argsort(-ends)[: (len(ends) + 1) // 2]]
@@ -162,6 +166,58 @@ def table_of_beginnings(found: dict[str, list[dict[str, Any]]]) -> str:
 def _is_stopped(losses: np.ndarray) -> bool:
     """Whether the last of these is, by the pruner's rule."""
     return bool((losses[:-1] < losses[-1]).sum() >= math.ceil(RUNGS[BEGINNING] * len(losses)))
+
+
+def table_of_late_gains(found: dict[str, list[dict[str, Any]]]) -> str:
+    """How much less loss separable layers come to than others that stood where they did: logarithms, within searches.
+
+    A regression on what was seen and on the share of separable layers. The last row is of networks that were all
+    trained to the end, whatever their short runs (`plan.jsonl`, below 2,000 parameters).
+    """
+    averaged = {"averaged weights → end": lambda row: row["averaged_losses"][-1]}
+    averaged["the smaller of both → end"] = lambda row: min(row["averaged_losses"][-1], row["short_loss"])
+    steps = {"first epoch of a short run → its end": (lambda row: row.get("early_loss"), "short_loss")}
+    steps["short run → end"] = (lambda row: row["short_loss"], "loss")
+    steps |= {
+        step: (lambda row, see=see: row["averaged_losses"] and see(row), "loss") for step, see in averaged.items()
+    }
+    lines = []
+    for step, (see, end) in steps.items():
+        known = ([row for row in rows if row["short_loss"] and see(row) and row[end]] for rows in found.values())
+        parts = [[(see(row), separable(row), row[end]) for row in rows] for rows in known if len(rows) > 5]
+        lines.append((step, sum(map(len, parts)), len(parts), *_late_gain(parts)))
+    unselected = [_of_the_plan()]
+    lines.append(("short run → end, all", len(unselected[0]), "–", *_late_gain(unselected)))
+    header = ("from → to", "n", "searches", "slope", "separable against dense", "in what was seen")
+    return markdown_table(header, lines, "lrrrrr")
+
+
+def _late_gain(parts: list[list[tuple[float, float, float]]]) -> tuple[str, str, str]:
+    """Slope, effect with its standard error, and how much that is worth beforehand."""
+    logs = [np.array([(math.log(seen), share, math.log(end)) for seen, share, end in part]) for part in parts]
+    centred = np.concatenate([own - own.mean(0) for own in logs])
+    x, y = centred[:, :2], centred[:, 2]
+    weights = np.linalg.solve(x.T @ x, x.T @ y)
+    variance = float(((y - x @ weights) ** 2).sum()) / (len(y) - len(parts) - 2)
+    error = math.sqrt(variance * np.linalg.inv(x.T @ x)[1, 1])
+    return f"{weights[0]:.2f}", f"{weights[1]:.3f} ± {error:.3f}", f"{weights[1] / weights[0]:.2f}"
+
+
+def _of_the_plan() -> list[tuple[float, float, float]]:
+    planned = {job["candidate"]: job for job in read(FOLDER / "plan.jsonl")}
+    runs: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in read(FOLDER / "runs.jsonl"):
+        candidate, epochs, *_ = run["job"].split("/")
+        runs[candidate][epochs].append(run["loss"][-1])
+    mean = statistics.mean
+    both = {name: own for name, own in runs.items() if "3" in own and "15" in own}
+    return [(mean(own["3"]), separable(planned[name]), mean(own["15"])) for name, own in both.items()]
+
+
+def separable(row: dict[str, Any]) -> float:
+    """The share of separable layers among the convolutions over pixels, the first apart, which is plain."""
+    _, *others = (layer for layer in parse(row["architecture"]).layers if isinstance(layer, Conv) and layer.kernel > 1)
+    return sum(layer.separable for layer in others) / max(len(others), 1)
 
 
 def table_of_predictions(found: dict[str, list[dict[str, Any]]]) -> str:
@@ -244,7 +300,7 @@ def draw_picture(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """
     budgets = sorted({budget_of(name) for name in found})
     figure = Figure(figsize=(10, 6.4), layout="constrained")
-    for axes, budget in zip(figure.subplots(2, 2, sharex=True).flat, budgets, strict=True):
+    for axes, budget in zip(figure.subplots(-(-len(budgets) // 2), 2, sharex=True).flat, budgets, strict=False):
         for name, rows in found.items():
             if budget_of(name) == budget:
                 _draw_search(axes, name.replace(f", below {budget:,}", ""), rows)
@@ -318,6 +374,7 @@ def main() -> None:
         table_of_searches,
         table_of_signals,
         table_of_beginnings,
+        table_of_late_gains,
         table_of_predictions,
         table_of_draws,
         table_of_noise,
