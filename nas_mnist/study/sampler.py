@@ -7,7 +7,7 @@ knows by then, and nothing is kept between.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, product
 from math import exp, log
 from typing import Any
 
@@ -179,14 +179,15 @@ def _without_recipe(candidate: Candidate) -> Architecture:
     return replace(candidate.architecture, dropout=0.0)
 
 
-Kind = tuple[bool, int]
-KINDS: tuple[Kind, ...] = tuple((separable, b) for separable in (False, True) for b in range(2, space.MAX_BLOCKS + 1))
+Kind = tuple[str, int]
+SEPARABLE = ("none", "some", "all")  # of the layers that may be
+KINDS: tuple[Kind, ...] = tuple(product(SEPARABLE, range(2, space.MAX_BLOCKS + 1)))
 
 
 def kind(parameters: Parameters) -> Kind:
-    """Whether any block is separable, and how many blocks there are."""
-    blocks = range(1, parameters["blocks"] + 1)
-    return any(parameters[f"separable_{b}"] for b in blocks), parameters["blocks"]
+    """Which of its layers are separable, and how many blocks there are."""
+    share = space.separable_share(parameters)
+    return SEPARABLE[(share > 0) + (share == 1)], parameters["blocks"]
 
 
 def draw(

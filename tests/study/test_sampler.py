@@ -165,7 +165,19 @@ def test_difference_names_what_changed():
     assert difference(parameters, parameters | {"blocks": 3, "growth": 2.0}) == "blocks 2 → 3, growth 1.5 → 2"
 
 
-@pytest.mark.parametrize("name", ["separable_1", "separable_3"])
-def test_kind_is_whether_a_block_in_use_is_separable(name):
-    parameters = {"blocks": 2, "separable_1": False, "separable_2": False, "separable_3": False} | {name: True}
-    assert kind(parameters) == (name == "separable_1", 2)
+@pytest.mark.parametrize(
+    ("separable", "first", "share", "which"),
+    [
+        ((), 2, 0, "none"),
+        ((3,), 2, 0, "none"),  # of a block that is not in use
+        ((1,), 1, 0, "none"),  # the first convolution has nothing to separate
+        ((1,), 2, 1 / 4, "some"),
+        ((2,), 2, 3 / 4, "some"),
+        ((2,), 1, 1, "all"),
+        ((1, 2), 2, 1, "all"),
+    ],
+)
+def test_kind_is_which_of_the_layers_that_may_be_are_separable(separable, first, share, which):
+    parameters = {"blocks": 2, "convs_1": first, "convs_2": 3, "convs_3": 4}
+    parameters |= {f"separable_{b}": b in separable for b in (1, 2, 3)}
+    assert space.separable_share(parameters) == share and kind(parameters) == (which, 2)
