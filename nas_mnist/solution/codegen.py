@@ -169,9 +169,10 @@ def read(path: str) -> Tensor:
     except ImportError:
         return read_png(Path(path).read_bytes())
     with Image.open(path, formats=FORMATS) as picture:
+        picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I;16"):
             picture = picture.point(lambda value: value / 256)  # Pillow would cut off, not scale
-        picture = ImageOps.exif_transpose(picture).convert("RGBA").convert("LA")
+        picture = picture.convert("RGBA").convert("LA")
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(picture.height, -1, 2) / 255
     return on_paper(pixels[..., 0], pixels[..., 1])
 

@@ -157,9 +157,10 @@ def _grey(path: str) -> Tensor:
             with Image.open(path, formats=FORMATS) as file:
                 if file.width * file.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
-                if file.mode.startswith("I;16"):
-                    file = file.point(lambda value: value / 256)  # Pillow would cut off, not scale
-                picture = ImageOps.exif_transpose(file).convert("RGBA").convert("LA")
+                picture = ImageOps.exif_transpose(file)
+                if picture.mode.startswith("I;16"):
+                    picture = picture.point(lambda value: value / 256)  # Pillow would cut off, not scale
+                picture = picture.convert("RGBA").convert("LA")
         except Image.DecompressionBombError:
             raise ValueError(f"more than {MAX_PIXELS:,} pixels are too many for a digit: make it smaller") from None
         except (OSError, ValueError):

@@ -11,7 +11,7 @@ import argparse
 import math
 import re
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate, groupby
@@ -27,10 +27,10 @@ from optuna.trial import FrozenTrial
 from ranking import FOLDER, interval, spearman
 
 from nas_mnist.data.unpacking import default_data_dir, prepare
-from nas_mnist.model.architecture import Conv, parse
+from nas_mnist.model.architecture import Conv, MaxPool, parse
 from nas_mnist.study import studies
 from nas_mnist.study.predictor import Predictor
-from nas_mnist.study.pruner import AVERAGED_EPOCHS, BEGINNING, LATE_GAINS, N_RECENT, RUNGS, SHORT_EPOCHS
+from nas_mnist.study.pruner import AVERAGED_EPOCHS, BEGINNING, LATE_GAINS, N_RECENT, RUNGS, SHORT_EPOCHS, SHORT_RUN
 from nas_mnist.study.records import TrialRecord, is_trained, n_epochs, planned_values
 from nas_mnist.study.sampler import N_LEARNED
 from nas_mnist.study.space import Candidate, reference_recipe
@@ -220,6 +220,39 @@ def separable(row: dict[str, Any]) -> float:
     return sum(layer.separable for layer in others) / max(len(others), 1)
 
 
+def table_of_kinds(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Random draws by their kind: loss after the short run, against the median draw of the same search."""
+    against: dict[str, list[float]] = defaultdict(list)
+    won: Counter[str] = Counter()
+    for rows in found.values():
+        drawn = [row for row in rows if row["origin"] == "random" and row["short_loss"]]
+        if drawn:
+            losses = [late_loss(row) for row in drawn]
+            median = statistics.median(losses)
+            for row, loss in zip(drawn, losses, strict=True):
+                against[_kind(row)].append(loss / median)
+            won[_kind(max(rows, key=lambda row: _confirmed(row) if row["confirmed"] else 0.0))] += any(
+                row["confirmed"] for row in rows
+            )
+    lines = []
+    for kind, losses in sorted(against.items()):
+        figures = (f"{figure:.2f}" for figure in (statistics.median(losses), np.quantile(losses, 0.25), min(losses)))
+        lines.append((kind, len(losses), *figures, won[kind]))
+    header = ("separable layers, blocks", "draws", "median", "best quarter up to", "best", "searches won")
+    return markdown_table(header, lines, "lrrrrr")
+
+
+def _kind(row: dict[str, Any]) -> str:
+    share = separable(row)
+    blocks = 1 + sum(isinstance(layer, MaxPool) for layer in parse(row["architecture"]).layers)
+    return f"{'none' if share == 0 else 'all' if share == 1 else 'some'}, {blocks}"
+
+
+def late_loss(row: dict[str, Any]) -> float:
+    """That of the short run, less what separable layers gain until the end."""
+    return float(row["short_loss"] * math.exp(-LATE_GAINS[SHORT_RUN] * separable(row)))
+
+
 def table_of_predictions(found: dict[str, list[dict[str, Any]]]) -> str:
     """How the sampler's predictor, fitted to the short runs before, ranks the next one: all in their order."""
     lines = []
@@ -375,6 +408,7 @@ def main() -> None:
         table_of_signals,
         table_of_beginnings,
         table_of_late_gains,
+        table_of_kinds,
         table_of_predictions,
         table_of_draws,
         table_of_noise,
