@@ -56,7 +56,7 @@ def generate(
         mean=normalisation.mean,
         std=normalisation.std,
         side=dataset.box,
-        formats=preprocess.FORMATS,
+        formats=", ".join(f'"{name}"' for name in preprocess.FORMATS),
         by_mass=dataset.by_mass,
         classes=", ".join(f'"{name}"' for name in dataset.classes),
         line=str(architecture),
@@ -129,7 +129,7 @@ from torch.nn import functional as F
 WEIGHTS = Path(__file__).with_name("weights.safetensors")
 CLASSES = ({classes})
 MEAN, STD = {mean}, {std}  # of the training images
-FORMATS = {formats}  # Pillow would start other programs to read some others
+FORMATS = ({formats})  # Pillow would start other programs to read some others
 
 
 {deskewing}class Model(nn.Module):
