@@ -135,7 +135,7 @@ def table_of_signals(found: dict[str, list[dict[str, Any]]]) -> str:
             late = [math.exp(-LATE_GAINS[AVERAGED_EPOCHS[-1]] * separable(row)) for row in ended]
             signals["and what separable layers gain"] = list(np.multiply(smaller, late))
         for signal, values in signals.items():
-            if len(ended) > 2:
+            if len(ended) > 5:
                 parts = [np.arange(len(ends)), np.argsort(-ends)[: (len(ends) + 1) // 2]]
                 lines.append((name, signal, len(ended), *(_rank(np.array(values)[p], ends[p]) for p in parts)))
     header = ("search", "signal", "n", "rank correlation with the end (90 %)", "better half")
